@@ -1,0 +1,77 @@
+"""Verify the Spectral Sensitivity Theorem numerically.
+
+Names are resolved on first use, so that `spectral-theorem --help` loads no JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "LayerChain": "types",
+    "Triplets": "types",
+    "Condition": "types",
+    "Claim": "types",
+    "Thresholds": "types",
+    "Verdict": "types",
+    "Reason": "types",
+    "Regime": "types",
+    "InputError": "types",
+    "tolerance": "types",
+    "OperatorChain": "linearize",
+    "linearize": "linearize",
+    "operators": "linearize",
+    "decompose": "decompose",
+    "context_jacobian": "path",
+    "dominant_path": "path",
+    "coherence_direction": "coherence",
+    "check_conditions": "conditions",
+    "residual_bounds": "bounds",
+    "phase": "regimes",
+    "classify": "regimes",
+    "lyapunov_exponents": "regimes",
+    "verify": "verify",
+    "verify_many": "verify",
+}
+_MODULES = ("ensembles", "testing", "whisper")
+
+if TYPE_CHECKING:
+    from . import ensembles, testing, whisper
+    from .bounds import residual_bounds
+    from .coherence import coherence_direction
+    from .conditions import check_conditions
+    from .decompose import decompose
+    from .linearize import OperatorChain, linearize, operators
+    from .path import context_jacobian, dominant_path
+    from .regimes import classify, lyapunov_exponents, phase
+    from .types import (
+        Claim,
+        Condition,
+        InputError,
+        LayerChain,
+        Reason,
+        Regime,
+        Thresholds,
+        Triplets,
+        Verdict,
+        tolerance,
+    )
+    from .verify import verify, verify_many
+
+__all__ = sorted([*_HOME, *_MODULES])  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module 'spectral_theorem' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
