@@ -19,10 +19,10 @@ _HOME = {
     "Regime": "types",
     "InputError": "types",
     "tolerance": "types",
-    "OperatorChain": "linearize",
-    "linearize": "linearize",
-    "operators": "linearize",
-    "decompose": "decompose",
+    "OperatorChain": "linearization",
+    "linearize": "linearization",
+    "operators": "linearization",
+    "decompose": "triplets",
     "context_jacobian": "path",
     "dominant_path": "path",
     "coherence_direction": "coherence",
@@ -31,8 +31,8 @@ _HOME = {
     "phase": "regimes",
     "classify": "regimes",
     "lyapunov_exponents": "regimes",
-    "verify": "verify",
-    "verify_many": "verify",
+    "verify": "verification",
+    "verify_many": "verification",
 }
 _MODULES = ("ensembles", "testing", "whisper")
 
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     from .bounds import residual_bounds
     from .coherence import coherence_direction
     from .conditions import check_conditions
-    from .decompose import decompose
-    from .linearize import OperatorChain, linearize, operators
+    from .linearization import OperatorChain, linearize, operators
     from .path import context_jacobian, dominant_path
     from .regimes import classify, lyapunov_exponents, phase
+    from .triplets import decompose
     from .types import (
         Claim,
         Condition,
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
         Verdict,
         tolerance,
     )
-    from .verify import verify, verify_many
+    from .verification import verify, verify_many
 
 __all__ = sorted([*_HOME, *_MODULES])  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -111,6 +111,7 @@ def as_member(code: Any, kind: type[enum.IntEnum]) -> Any:
     return members
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Thresholds:
     r"""Hold the numbers that stand for the theorem's "much less than".
@@ -311,18 +312,18 @@ class Triplets:
     u: Float[Array, "*batch L D"]
     v: Float[Array, "*batch L D"]
     xi: Float[Array, "*batch L"]
-    kappa: Float[Array, "*batch L-1"]
-    misalignment: Float[Array, "*batch L-1"]
-    alignment_defect: Float[Array, "*batch L-1"]
-    rho: Float[Array, "*batch L-1"]
-    lam: Float[Array, "*batch L-1"]
+    kappa: Float[Array, "*batch couplings"]
+    misalignment: Float[Array, "*batch couplings"]
+    alignment_defect: Float[Array, "*batch couplings"]
+    rho: Float[Array, "*batch couplings"]
+    lam: Float[Array, "*batch couplings"]
     residual: Float[Array, "*batch L"]
     gap: Float[Array, "*batch L"]
     vector_error: Float[Array, "*batch L"]
-    coupling_error: Float[Array, "*batch L-1"]
-    kappa_error: Float[Array, "*batch L-1"]
-    rho_error: Float[Array, "*batch L-1"]
-    lam_error: Float[Array, "*batch L-1"]
+    coupling_error: Float[Array, "*batch couplings"]
+    kappa_error: Float[Array, "*batch couplings"]
+    rho_error: Float[Array, "*batch couplings"]
+    lam_error: Float[Array, "*batch couplings"]
     sigma_error: Float[Array, "*batch L"]
     xi_error: Float[Array, "*batch L"]
     resolved: Bool[Array, "*batch L"]

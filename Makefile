@@ -1,0 +1,55 @@
+# Every target makes the virtual environment it needs; nothing but make and Python >= 3.11 is assumed.
+#   make demo            see the theorem checked; writes run-demo/
+#   make test            run the whole suite
+#   make lint            style, imports, types
+#   make docs            build the documentation into site/
+#   make test PYTHON=python3.12 VENV=.venv312 ARGS="-k bounds"
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+DECLARED = pyproject.toml constraints.txt
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint docs parity
+
+demo: $(VENV)/.made-run
+	$(VENV)/bin/spectral-theorem demo --out run-demo $(ARGS)
+
+test: $(VENV)/.made-dev
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(VENV)/.made-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python
+
+docs: $(VENV)/.made-docs
+	$(VENV)/bin/mkdocs build --strict $(ARGS)
+
+parity: $(VENV)/.made-parity
+	SPECTRAL_THEOREM_REQUIRE_PARITY=1 $(VENV)/bin/python -m pytest tests/parity $(ARGS)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "got $$($(PYTHON) --version 2>&1) as $(PYTHON); expected Python >= 3.11; try make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.made-run: $(DECLARED) | $(VENV)/bin/python
+	$(PIP) --editable ".[whisper]"
+	@touch $@
+
+$(VENV)/.made-dev: $(DECLARED) | $(VENV)/bin/python
+	$(PIP) --editable ".[dev]"
+	@touch $@ $(VENV)/.made-run
+
+$(VENV)/.made-docs: $(DECLARED) | $(VENV)/bin/python
+	$(PIP) --editable ".[docs]"
+	@touch $@
+
+# torch goes first and alone, so that the pinned build is in place before anything else asks for torch.
+$(VENV)/.made-parity: $(DECLARED) $(VENV)/.made-dev
+	$(PIP) torch==2.13.0
+	$(PIP) --editable ".[parity]"
+	@touch $@

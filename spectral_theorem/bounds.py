@@ -1,0 +1,341 @@
+r"""Bounds on the residual, on Psi and on the propagators, from the paper's to the sharpest known here.
+
+Everything is homogeneous in the gains, so recursions carry unit-size numbers and log scales.
+Alignment enters through the upper ends of its interval: a larger kappa or s never shrinks a bound.
+Proofs: docs/theory/bounds.md and docs/theory/growth.md.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .coherence import Coherence, coherence_direction
+from .path import (
+    DominantPath,
+    Spine,
+    dense,
+    dominant_path,
+    first_layer,
+    log_amplitudes,
+    log_gains,
+    previous,
+    reverse_cumsum,
+    row_projections,
+    spine,
+)
+from .scaled import log_of, meet, norm, scaled
+from .types import Triplets, container
+
+
+@container
+class Bounds:
+    r"""Hold every bound as a logarithm; the names without `log_` give plain numbers.
+
+    Attributes
+    ----------
+    log_paper, log_telescoping, log_transfer : ()  upper bounds of :math:`\|R_\Sigma\|_F`, each sharper.
+    log_row_exact, log_row_exact_lower : ()  two-sided bound from one row of the chain.
+    log_top_k, log_top_k_lower : ()  two-sided bound from the leading K triplets (harmless ties).
+    log_psi_lower : ()  :math:`(\gamma/\sqrt2)\sum_k|A_{L,k}|\|G_k\|_F`, the paper's constants, needs H3.
+    log_psi_lower_sharp : ()  :math:`d\sum_k|A_{L,k}|\|v_{k+1}^\top G_k\|`, always valid.
+    log_propagator_norm : (L-1,)  entry i bounds :math:`\|W_L\cdots W_{k+1}\|`, k = i+1.
+    log_total_norm : ()  bounds :math:`\|W_L\cdots W_1\|`.
+    """
+
+    log_paper: Float[Array, "*batch"]
+    log_telescoping: Float[Array, "*batch"]
+    log_transfer: Float[Array, "*batch"]
+    log_row_exact: Float[Array, "*batch"]
+    log_row_exact_lower: Float[Array, "*batch"]
+    log_top_k: Float[Array, "*batch"]
+    log_top_k_lower: Float[Array, "*batch"]
+    log_psi_lower: Float[Array, "*batch"]
+    log_psi_lower_sharp: Float[Array, "*batch"]
+    log_propagator_norm: Float[Array, "*batch couplings"]
+    log_total_norm: Float[Array, "*batch"]
+
+    def __getattr__(self, name: str) -> Any:
+        if f"log_{name}" not in type(self).__dataclass_fields__:
+            raise AttributeError(f"Bounds has no {name!r}")
+        return jnp.exp(getattr(self, f"log_{name}"))
+
+
+def upper_alignment(triplets: Triplets) -> tuple[Any, Any]:
+    """Return the upper ends of |kappa| and s, (L-1,) each, over the interval of the coupling angle.
+
+    Where a triplet is unresolved the computed basis itself is meant, so no interval is added:
+    the bounds hold for the choice made.
+    """
+    sure = triplets.resolved[:-1] & triplets.resolved[1:]
+    error = jnp.where(sure, triplets.coupling_error, 0.0)
+    phi = jnp.arctan2(triplets.misalignment, jnp.abs(triplets.kappa))
+    return jnp.cos(jnp.clip(phi - error, 0.0)), jnp.sin(jnp.clip(phi + error, None, math.pi / 2))
+
+
+def residual_bounds(
+    chain: Any, triplets: Triplets, *, path: DominantPath | None = None, coherence: Coherence | None = None
+) -> Bounds:
+    r"""Bound the residual of the rank-1 law, Psi, and the propagator products.
+
+    .. math:: \|R_\Sigma\|_F \le \mathrm{transfer} \le \mathrm{telescoping} \le \mathrm{paper},\qquad
+       \mathrm{row\_exact\_lower} \le \|R_\Sigma\|_F \le \mathrm{row\_exact}
+
+    **Claim** paper, telescoping, transfer, row_exact, top_k, propagator_norm, total_norm (upper bounds),
+    row_exact_lower, top_k_lower, psi_lower, psi_lower_sharp (lower bounds).
+
+    Parameters
+    ----------
+    chain : LayerChain (L, D, D), (L, D, C), or OperatorChain.
+    triplets : its Triplets; K = triplets.U.shape[-1] is used for the top-K bound.
+    path, coherence : reuse what was already computed for this chain.
+
+    Returns
+    -------
+    Bounds
+
+    Notes
+    -----
+    Cost O(L^2 + L D^2 C). Without context every residual bound is 0 (log -inf).
+
+    References
+    ----------
+    docs/theory/bounds.md, docs/theory/growth.md. paper: arXiv 2604.08591 with constants made explicit;
+    all others derived here.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import spectral_theorem as st
+    >>> chain = st.ensembles.planted(jax.random.key(0), layers=8, width=4, context=3, sigma=1.02,
+    ...     kappa=0.999, xi=0.01, gamma=0.5, coherence=0.9)
+    >>> b = st.residual_bounds(chain, st.decompose(chain))
+    >>> bool(b.transfer <= b.telescoping <= b.paper)
+    True
+    """
+    return _residual_bounds(dense(chain), triplets, path, coherence)
+
+
+@jax.jit
+def _residual_bounds(chain: Any, triplets: Triplets, path: DominantPath | None, coherence: Coherence | None) -> Bounds:
+    s = spine(chain, triplets)
+    path = dominant_path(chain, triplets) if path is None else path
+    log_propagators = _propagator_norms(triplets)
+    if s.length == 0:
+        nothing = jnp.asarray(-jnp.inf, chain.dtype)
+        residual = dict.fromkeys((f.removeprefix("log_") for f in _RESIDUAL_FIELDS), nothing)
+    else:
+        first = first_layer(chain)
+        kappa, misalignment = (x[first:] for x in upper_alignment(triplets))
+        residual = _norm_bounds(s, kappa, misalignment) | _row_exact(s) | _top_k(s, triplets, first, path)
+        residual |= _psi_bounds(s, coherence)
+    return Bounds(
+        **{f"log_{name}": value for name, value in residual.items()},
+        log_propagator_norm=log_propagators[1:],
+        log_total_norm=log_propagators[0],
+    )
+
+
+_RESIDUAL_FIELDS = tuple(
+    name for name in Bounds.__dataclass_fields__ if name not in ("log_propagator_norm", "log_total_norm")
+)
+
+
+def _norm_bounds(s: Spine, kappa: Any, misalignment: Any) -> dict[str, Any]:
+    """Paper, telescoping and transfer bounds: from norms of injections and the scalars of layers only."""
+    rows = row_projections(s)
+    on_path = norm(rows, axis=1)
+    off = s.sources - s.v[:, :, None] * rows[:, None, :]
+    off_path = norm(off, axis=(1, 2))
+    size = norm(s.sources, axis=(1, 2))
+    gains = log_gains(s)
+    x_v, x_perp, telescoped = _transfer(s.xi, kappa, misalignment)
+    total = lambda log_terms: jax.nn.logsumexp(gains + log_terms)
+    return {
+        "paper": total(log_of(reverse_cumsum(s.xi)) + log_of(size)),
+        "telescoping": total(telescoped + log_of(size)),
+        "transfer": total(jnp.logaddexp(x_v + log_of(on_path), x_perp + log_of(off_path))),
+    }
+
+
+def _transfer(xi: Any, kappa: Any, misalignment: Any) -> tuple[Any, Any, Any]:
+    """Carry (m, p, q, n) for every injection at once; return log x_v, log x_perp, log telescoped, (n,) each.
+
+    Row i of the state belongs to the injection that enters before spine layer i; it starts to move
+    when the scan has passed that layer.
+    """
+    n = xi.shape[0]
+    zero, one = jnp.zeros_like(xi), jnp.ones_like(xi)
+    index = jnp.arange(n)
+
+    def step(state: Any, layer: Any) -> tuple[Any, None]:
+        along, across, (steps, carried) = state
+        i, k, s, x = layer  # from spine layer i to i+1: kappa, s, and xi of the layer entered
+        moving = index <= i
+        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(moving, a, b), new, old)
+        telescoped = (steps + x * s * carried, k * carried)
+        return (
+            keep(_deviate(along, k, s, x), along),
+            keep(_deviate(across, k, s, x), across),
+            keep(telescoped, (steps, carried)),
+        ), None
+
+    start = ((one, zero, zero, zero, zero), (zero, zero, xi, xi, zero), (xi, one))
+    layers = (jnp.arange(n - 1), kappa, misalignment, xi[1:])
+    (along, across, (steps, _)), _ = jax.lax.scan(step, start, layers)
+    return log_of(along[3]) + along[4], log_of(across[3]) + across[4], log_of(steps)
+
+
+def _deviate(state: Any, k: Any, s: Any, x: Any) -> Any:
+    """One layer of the transfer recursion, renormalised so that no factor under- or overflows."""
+    m, p, q, n, log = state
+    p_next = jnp.minimum(k * p + s * q, n)
+    q_next = x * (jnp.minimum(s * p + q, n) + m * s)
+    n_next = jnp.minimum(jnp.hypot(p_next, q_next), n + x * m * s)
+    p_next, q_next, m_next = jnp.minimum(p_next, n_next), jnp.minimum(q_next, n_next), k * m
+    size = jnp.maximum(m_next, n_next)
+    unit = jnp.where(size > 0, size, 1.0)
+    return m_next / unit, p_next / unit, q_next / unit, n_next / unit, log + jnp.log(unit)
+
+
+def _row_exact(s: Spine) -> dict[str, Any]:
+    """Two-sided bound from j_l = J_l^T v_{l+1}: the exact last row and a recursion for the rest."""
+    deflate = lambda v, x: x - jnp.outer(v, v @ x)
+
+    def step(state: Any, layer: Any) -> tuple[Any, None]:
+        w, g, sigma, u_before, v, kappa_before, tail_before = layer
+        (jacobian, psi, row, beta, _), g, log = meet(state, scaled(g))
+        # across v: what the layer before sent along its own u is known exactly, the rest through beta
+        beta = tail_before * beta + norm(deflate(v, jnp.outer(u_before, row) + g))
+        seen, incoming = v @ jacobian, v @ g
+        exact = sigma * norm(seen - kappa_before * psi)
+        psi, row = sigma * (kappa_before * psi + incoming), sigma * (seen + incoming)
+        return scaled((w @ (jacobian + g), psi, row, beta, exact), log), None
+
+    kappas = jnp.concatenate([jnp.zeros((1,), s.sigma.dtype), s.kappa])
+    tails = s.sigma * s.xi
+    layers = (s.propagators, s.sources, s.sigma, previous(s.u), s.v, kappas, previous(tails))
+    zero, empty = jnp.zeros((), s.sigma.dtype), jnp.zeros_like(s.sources[0, 0])
+    start = scaled((jnp.zeros_like(s.sources[0]), empty, empty, zero, zero))
+    last, _ = jax.lax.scan(step, start, layers)
+    _, _, _, beta, exact = last.value
+    upper = norm(jnp.stack([exact, tails[-1] * beta]))
+    return {"row_exact": log_of(upper) + last.log, "row_exact_lower": log_of(exact) + last.log}
+
+
+def _top_k(s: Spine, triplets: Triplets, first: int, path: DominantPath) -> dict[str, Any]:
+    """Two-sided bound that keeps the leading K directions exactly; ties among them are harmless."""
+    left, right = triplets.U[first:], triplets.V[first:]
+    sigma, tail = triplets.sigma_top[first:, :-1], triplets.sigma_top[first:, -1]
+    before = previous(left)
+    transpose = lambda x: jnp.swapaxes(x, -1, -2)
+    overlap = transpose(right) @ before  # V^T U of the layer before, (n, K, K)
+    across = transpose(right) - overlap @ transpose(before)  # V^T (I - U U^T)
+    outside = before - right @ overlap  # (I - V V^T) U
+    spectral = lambda x: jnp.linalg.norm(x, ord=2, axis=(-2, -1))
+    layers = (
+        s.sources,
+        sigma,
+        tail,
+        right,
+        before,
+        overlap,
+        spectral(sigma[:, :, None] * overlap),
+        spectral(sigma[:, :, None] * across),
+        spectral(outside),
+    )
+
+    def step(state: Any, layer: Any) -> tuple[Any, None]:
+        g, sig, rest, v, u_before, vu, keep_p, keep_q, leave = layer
+        (psi, p, q), g, log = meet(state, scaled(g))
+        entering = u_before @ psi + g
+        beyond = norm(entering - v @ (v.T @ entering))
+        p_next = keep_p * p + keep_q * q
+        q_next = rest * (jnp.minimum(leave * p + q, norm(jnp.stack([p, q]))) + beyond)
+        return scaled((sig[:, None] * (vu @ psi + v.T @ g), p_next, q_next), log), None
+
+    zero = jnp.zeros((), s.sigma.dtype)
+    start = scaled((jnp.zeros((left.shape[-1], s.sources.shape[-1]), s.sigma.dtype), zero, zero))
+    last, _ = jax.lax.scan(step, start, layers)
+    # the leading direction's own share is Psi itself
+    share = jnp.outer(left[-1].T @ s.u[-1], _unit_psi(path, s.sources.shape[-1]))
+    (psi, p, q), dominant, log = meet(last, scaled(share, path.log_psi_norm))
+    seen = norm(psi - dominant)
+    return {
+        "top_k": log_of(norm(jnp.stack([seen + p, q]))) + log,
+        "top_k_lower": log_of(jnp.clip(seen - p, 0.0)) + log,
+    }
+
+
+def _unit_psi(path: DominantPath, size: int) -> Any:
+    """Return Psi's direction, or zeros for the stand-in context of a chain without one."""
+    return path.psi_direction if path.psi_direction.shape[0] == size else jnp.zeros((size,), path.psi_direction.dtype)
+
+
+def signed_rows(s: Spine) -> Any:
+    """Return sign(A_{L,k}) v_{k+1}^T G_k, (n, C): what hypothesis H3 asks a common direction for."""
+    return log_amplitudes(s)[1][:, None] * row_projections(s)
+
+
+def _psi_bounds(s: Spine, coherence: Coherence | None) -> dict[str, Any]:
+    """Lower bounds of the norm of Psi: with the paper's gamma/sqrt2, and with the coherence value."""
+    rows = row_projections(s)
+    coherence = coherence_direction(signed_rows(s)) if coherence is None else coherence
+    log_a, _ = log_amplitudes(s)
+    on_path = norm(rows, axis=1)
+    size = norm(s.sources, axis=(1, 2))
+    present = size > 0
+    gamma = jnp.min(jnp.where(present, on_path / jnp.where(present, size, 1.0), jnp.inf))
+    gamma = jnp.where(present.any(), gamma, 0.0)
+    amplitude = lambda sizes: jax.nn.logsumexp(log_a + log_of(sizes))
+    return {
+        "psi_lower": log_of(gamma) - 0.5 * math.log(2.0) + amplitude(size),
+        "psi_lower_sharp": log_of(coherence.value) + amplitude(on_path),
+    }
+
+
+def _propagator_norms(triplets: Triplets) -> Any:
+    """Return log upper bounds of ||W_L...W_l|| for l = 1..L, (L,): best of transfer and sharp growth."""
+    sigma, xi = triplets.sigma[:, 0], triplets.xi
+    gains = reverse_cumsum(log_of(sigma))
+    kappa, misalignment = upper_alignment(triplets)
+    zero, one = jnp.zeros_like(xi), jnp.ones_like(xi)
+    index = jnp.arange(xi.shape[0])
+
+    def carry(state: Any, k: Any, s: Any, x: Any) -> Any:
+        p, q, n, log = state
+        p_next = jnp.minimum(k * p + s * q, n)
+        q_next = x * jnp.minimum(s * p + q, n)
+        n_next = jnp.minimum(n, jnp.hypot(p_next, q_next))
+        unit = jnp.where(n_next > 0, n_next, 1.0)
+        return p_next / unit, q_next / unit, n_next / unit, log + jnp.log(unit)
+
+    def step(state: Any, layer: Any) -> tuple[Any, None]:
+        i, k, s, x = layer
+        moved = tuple(carry(part, k, s, x) for part in state)
+        return jax.tree.map(lambda a, b: jnp.where(index <= i, a, b), moved, state), None
+
+    start = ((one, zero, one, zero), (zero, xi, xi, zero))
+    layers = (jnp.arange(xi.shape[0] - 1), kappa, misalignment, xi[1:])
+    (along, across), _ = jax.lax.scan(step, start, layers)
+    log_v, log_perp = log_of(along[2]) + along[3], log_of(across[2]) + across[3]
+    transfer = 0.5 * jnp.logaddexp(2 * log_v, 2 * log_perp)
+    sharp = jnp.concatenate([reverse_cumsum(_log_growth(triplets)), jnp.zeros((1,), xi.dtype)])
+    return gains + jnp.minimum(0.0, jnp.minimum(transfer, sharp))
+
+
+def _log_growth(triplets: Triplets) -> Any:
+    r"""Return log mu_j of the sharp growth bound, (L-1,).
+
+    The angle's error is added to mu itself: |d mu / d phi| <= 1, and the matrix is not monotone in phi.
+    """
+    xi = triplets.xi
+    weight = jnp.concatenate([xi[1:-1], xi[-1:] ** 2]) if xi.shape[0] > 1 else xi[:0]
+    kappa, s, x = jnp.abs(triplets.kappa), triplets.misalignment, xi[:-1]
+    a, b = kappa, s * jnp.sqrt(x)
+    c, d = s * jnp.sqrt(weight), -kappa * jnp.sqrt(x * weight)
+    mu = 0.5 * (jnp.hypot(a + d, b - c) + jnp.hypot(a - d, b + c))
+    sure = triplets.resolved[:-1] & triplets.resolved[1:]
+    return log_of(jnp.minimum(mu + jnp.where(sure, triplets.coupling_error, 0.0), 1.0))

@@ -1,0 +1,65 @@
+"""Say what produced a record: versions, device, commit."""
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+
+
+def source_commit() -> str | None:
+    """Name the commit of the running source, with a trailing "+" when it was edited since.
+
+    Returns
+    -------
+    str or None
+        None for an installed copy, which no repository tracks.
+
+    Examples
+    --------
+    >>> commit = source_commit()
+    >>> commit is None or len(commit.rstrip("+")) == 40
+    True
+    """
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", "-C", str(here.parent), *arguments], capture_output=True, text=True, timeout=10)
+
+    try:
+        if git("ls-files", "--error-unmatch", here.name).returncode:
+            return None
+        commit = git("rev-parse", "HEAD").stdout.strip()
+        edited = git("diff", "--quiet", "HEAD", "--", str(here.parent)).returncode
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return f"{commit}+" if edited else commit
+
+
+def environment() -> dict[str, Any]:
+    """Say what produced a record: versions, device, commit.
+
+    Examples
+    --------
+    >>> sorted(environment())
+    ['commit', 'device', 'platform', 'versions']
+    """
+    import jax
+    import numpy
+
+    device = jax.devices()[0]
+    return {
+        "versions": {
+            "spectral_theorem": __version__,
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "jaxlib": importlib.metadata.version("jaxlib"),
+            "numpy": numpy.__version__,
+        },
+        "device": f"{device.platform}: {device.device_kind}",
+        "platform": f"{sys.platform} {platform.machine()}",
+        "commit": source_commit(),
+    }

@@ -1,0 +1,511 @@
+r"""The registry of claims, and the check of one chain against all of them.
+
+A claim is one inequality (or the identity) with the conditions it needs. Tests, `verify`, reports
+and searches for counterexamples read this registry and nothing else.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .bounds import Bounds, residual_bounds, signed_rows
+from .coherence import Coherence, coherence_direction
+from .conditions import Conditions, check_conditions, projections
+from .path import DominantPath, Spine, dense, dominant_path, first_layer, log_gains, spine
+from .regimes import RegimeReport, classify
+from .scaled import Scaled, log_of, norm, scaled
+from .triplets import decompose
+from .types import Claim, Condition, Reason, Regime, Thresholds, Triplets, Verdict, all_of, container, decide, tolerance
+
+
+class Evidence(NamedTuple):
+    """Hold what a claim may look at: the chain's computed numbers, never how the chain was made."""
+
+    chain: Any
+    spine: Spine
+    triplets: Triplets
+    path: DominantPath
+    bounds: Bounds
+    conditions: Conditions
+    regime: RegimeReport
+    thresholds: Thresholds
+    log_products: Any  # (L,) log ||W_L...W_l|| for l = 1..L
+    cone_output: Any  # (D,) unit direction of W_L...W_first v_first
+    log_cone_output: Any  # () log of its norm
+    allowance: Any  # () rounding allowance in units of the scale
+
+
+class Sides(NamedTuple):
+    """Hold both sides of a claim as logs, the log of its unit, and how it is to be read.
+
+    Arrays of one shape, () or (n,). `equal`: the sides coincide by construction. `amplify`
+    multiplies the rounding allowance where the scale hides a cancellation.
+    """
+
+    left: Any
+    right: Any
+    scale: Any
+    equal: Any = False
+    amplify: Any = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ClaimSpec:
+    """Describe one claim: statement, kind, the conditions it needs, and how its sides are computed."""
+
+    statement: str
+    kind: str  # "equality" | "upper" | "lower"
+    sides: Callable[[Evidence], Sides]
+    needs: tuple[str, ...] = ()
+    needs_context: bool = True
+    applies: Callable[[Evidence], Any] | None = None  # bool array, for claims about certificates
+
+
+def _bound(left: str, right: str) -> Callable[[Evidence], Sides]:
+    """Compare two logs named on the path or the bounds, in units of sum_k S_{L,k}||G_k||_F."""
+
+    def sides(e: Evidence) -> Sides:
+        look = lambda name: getattr(e.path if hasattr(e.path, name) else e.bounds, name)
+        # with one propagator, or one dimension, or nothing injected, the two sides are the same number
+        same = jnp.isneginf(e.path.log_scale) | (e.spine.length <= 1) | (e.chain.width == 1)
+        whole = e.triplets.U.shape[-1] == e.chain.width and "top_k" in left + right
+        return Sides(look(left), look(right), e.path.log_scale, equal=same | whole)
+
+    return sides
+
+
+def _c1(e: Evidence) -> Sides:
+    gammas, present, _ = projections(e.spine)
+    sizes = norm(e.spine.sources, axis=(1, 2))
+    gamma = jnp.min(jnp.where(present, gammas, jnp.inf))
+    left = log_of(gamma) - 0.5 * math.log(2) + log_of(jnp.sum(sizes))
+    return Sides(left, e.path.log_psi_norm, e.path.log_scale)
+
+
+def _c2(e: Evidence) -> Sides:
+    first = first_layer(e.chain)
+    gammas, present, _ = projections(e.spine)
+    gamma = jnp.min(jnp.where(present, gammas, jnp.inf))
+    xi = jnp.max(e.triplets.xi[first:])
+    epsilon = jnp.max(e.triplets.alignment_defect[first:], initial=0.0)
+    n = e.spine.length  # L-1 terms without `initial`, L with it; n-1 couplings
+    ratio = 0.5 * math.log(2) + log_of(xi) + math.log(n) - log_of(gamma) - (n - 1) * jnp.log1p(-epsilon)
+    return Sides(e.path.log_residual_norm, ratio + e.path.log_psi_norm, e.path.log_scale)
+
+
+def _propagators(e: Evidence) -> Sides:
+    gains = jnp.flip(jnp.cumsum(jnp.flip(log_of(e.triplets.sigma[:, 0]))))[1:]
+    last = jnp.arange(gains.shape[0]) == gains.shape[0] - 1
+    return Sides(e.log_products[1:], e.bounds.log_propagator_norm, gains, equal=last | (e.chain.width == 1))
+
+
+def _total(e: Evidence) -> Sides:
+    gain = jnp.sum(log_of(e.triplets.sigma[:, 0]))
+    same = e.chain.depth == 1 or e.chain.width == 1
+    return Sides(e.log_products[0], e.bounds.log_total_norm, gain, equal=jnp.asarray(same))
+
+
+def _cone_growth(e: Evidence) -> Sides:
+    return Sides(e.regime.log_tracked_growth, e.log_cone_output, log_gains(e.spine)[0], equal=e.chain.width == 1)
+
+
+def _cone_angle(e: Evidence) -> Sides:
+    along = jnp.abs(e.cone_output @ e.spine.u[-1])
+    across = norm(e.cone_output - (e.cone_output @ e.spine.u[-1]) * e.spine.u[-1])
+    angle = jnp.arctan2(across, along)
+    zero = jnp.zeros_like(angle)
+    # the direction of a product that shrank by S/growth is known only to that many units of rounding
+    amplify = jnp.exp(log_gains(e.spine)[0] - e.log_cone_output)
+    return Sides(log_of(angle), log_of(e.regime.output_angle), zero, equal=e.chain.width == 1, amplify=amplify)
+
+
+def _dispersion(e: Evidence) -> Sides:
+    first = first_layer(e.chain)
+    remaining = jnp.arange(e.spine.length, 0, -1)
+    right = math.log(e.thresholds.dispersion_constant) - e.thresholds.dispersion_rate * remaining
+    return Sides(e.log_products[first:], right, right, amplify=jnp.exp(jnp.clip(log_gains(e.spine) - right, 0.0)))
+
+
+_DISPERSIVE = lambda e: e.regime.dispersion_margin > e.allowance
+_CONE = lambda e: e.regime.cone_margin > e.allowance
+
+CLAIMS: Mapping[str, ClaimSpec] = {
+    "identity": ClaimSpec("J_L = u_L Psi^T + G_L + R_Sigma, R_Sigma by two routes", "equality", lambda e: Sides(
+        e.path.log_identity_error, jnp.asarray(-jnp.inf), e.path.log_scale
+    )),
+    "residual_transfer": ClaimSpec(
+        "||R_Sigma||_F <= transfer bound", "upper", _bound("log_residual_norm", "log_transfer")
+    ),
+    "transfer_telescoping": ClaimSpec(
+        "transfer bound <= telescoping bound", "upper", _bound("log_transfer", "log_telescoping")
+    ),
+    "telescoping_paper": ClaimSpec(
+        "telescoping bound <= the paper's bound", "upper", _bound("log_telescoping", "log_paper")
+    ),
+    "row_exact_upper": ClaimSpec(
+        "||R_Sigma||_F <= row-exact bound", "upper", _bound("log_residual_norm", "log_row_exact")
+    ),
+    "row_exact_lower": ClaimSpec(
+        "sigma_L ||v_L^T R_{L-1}|| <= ||R_Sigma||_F", "lower", _bound("log_row_exact_lower", "log_residual_norm")
+    ),
+    "top_k_upper": ClaimSpec("||R_Sigma||_F <= top-K bound", "upper", _bound("log_residual_norm", "log_top_k")),
+    "top_k_lower": ClaimSpec(
+        "top-K lower bound <= ||R_Sigma||_F", "lower", _bound("log_top_k_lower", "log_residual_norm")
+    ),
+    "propagator_norm": ClaimSpec(
+        "||W_L...W_{k+1}|| <= bound, every k", "upper", _propagators, needs_context=False
+    ),
+    "total_norm": ClaimSpec("||W_L...W_1|| <= bound", "upper", _total, needs_context=False),
+    "psi_lower_sharp": ClaimSpec(
+        "d sum_k |A_Lk| ||v_{k+1}^T G_k|| <= ||Psi||", "lower", _bound("log_psi_lower_sharp", "log_psi_norm")
+    ),
+    "psi_lower": ClaimSpec(
+        "(gamma/sqrt2) sum_k |A_Lk| ||G_k||_F <= ||Psi||",
+        "lower",
+        _bound("log_psi_lower", "log_psi_norm"),
+        needs=("coherence",),
+    ),
+    "c1": ClaimSpec(
+        "(gamma/sqrt2) sum_k ||G_k||_F <= ||Psi||", "lower", _c1, needs=("stability", "coherence")
+    ),
+    "c2": ClaimSpec(
+        "||R_Sigma||_F / ||Psi|| <= sqrt2 xi (L-1) / (gamma (1-eps_kappa)^(L-2))",
+        "upper",
+        _c2,
+        needs=("stability", "alignment", "coherence", "purity"),
+    ),
+    "dispersion": ClaimSpec(
+        "||W_L...W_{k+1}|| <= K0 exp(-delta (L-k)), every k",
+        "upper",
+        _dispersion,
+        needs_context=False,
+        applies=_DISPERSIVE,
+    ),
+    "cone_growth": ClaimSpec(
+        "tracked cone growth <= ||W_L...W_{k+1} v_{k+1}||, first k", "lower", _cone_growth, needs_context=False, applies=_CONE
+    ),
+    "cone_angle": ClaimSpec(
+        "angle(W_L...W_{k+1} v_{k+1}, u_L) <= tracked aperture, first k",
+        "upper",
+        _cone_angle,
+        needs_context=False,
+        applies=_CONE,
+    ),
+}
+
+
+@container
+class Verification:
+    """Hold everything found about one chain; `to_dict` gives it as plain JSON-ready values.
+
+    `conditions` and `claims` map names to `Condition` and `Claim`; `coherence_solution` is the
+    solved H3 problem. Under vmap every leaf has a leading batch axis.
+    """
+
+    conditions: Conditions
+    claims: Mapping[str, Claim]
+    triplets: Triplets
+    path: DominantPath
+    bounds: Bounds
+    regime: RegimeReport
+    coherence_solution: Coherence
+    thresholds: Thresholds
+
+    @property
+    def violated(self) -> tuple[str, ...]:
+        """Names of violated claims; empty when the theory stands on this chain."""
+        return tuple(name for name, claim in self.claims.items() if claim.verdict == Verdict.VIOLATED)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain Python values (NaN and inf as None), for one chain, outside jit."""
+        return _to_dict(self)
+
+
+def verify(chain: Any, thresholds: Thresholds | None = None) -> Verification:
+    r"""Check one chain against the theorem: conditions, claims, bounds, regime.
+
+    **Claim** all of `CLAIMS`; unconditional ones are always evaluated, C1 and C2 only where the
+    conditions they need hold.
+
+    Parameters
+    ----------
+    chain : LayerChain, or OperatorChain (compressed to an isometric context basis first).
+    thresholds : recorded with every verdict; default `Thresholds()`.
+
+    Returns
+    -------
+    Verification
+
+    Notes
+    -----
+    One jitted call outside; traceable, so `jax.vmap(verify)` and `jax.lax.map` work. Cost
+    O(L D^3 + L^2 + L D^2 C). For many chains use `verify_many`, which bounds memory.
+
+    References
+    ----------
+    docs/theory/index.md (every claim with its proof), docs/guides/certificates.md (how to read it).
+
+    Examples
+    --------
+    >>> import jax
+    >>> import spectral_theorem as st
+    >>> chain = st.ensembles.planted(jax.random.key(0), layers=4, width=4, context=3, sigma=1.02,
+    ...     kappa=0.9999, xi=0.001, gamma=0.5, coherence=0.9)
+    >>> found = st.verify(chain)
+    >>> found.violated, found.claims["c2"].verdict.name, found.regime.naive.name
+    ((), 'HOLDS', 'ATTRACTOR')
+    """
+    return _verify(dense(chain), Thresholds() if thresholds is None else thresholds)
+
+
+def verify_many(chains: Any, thresholds: Thresholds | None = None, *, batch_size: int = 8) -> Verification:
+    """Verify a batch of chains in one jitted call with memory bounded by `batch_size`.
+
+    Parameters
+    ----------
+    chains : LayerChain with a leading batch axis on every leaf, e.g. from `jax.vmap(planted)`.
+    thresholds : as in `verify`.
+    batch_size : chains worked on at once.
+
+    Returns
+    -------
+    Verification with a leading batch axis.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import spectral_theorem as st
+    >>> plant = lambda key: st.ensembles.planted(key, layers=3, width=2, context=2, sigma=1.02,
+    ...     kappa=0.9999, xi=0.001, gamma=0.5, coherence=0.9)
+    >>> found = st.verify_many(jax.vmap(plant)(jax.random.split(jax.random.key(0), 5)))
+    >>> [v.name for v in found.claims["identity"].verdict]
+    ['HOLDS', 'HOLDS', 'HOLDS', 'HOLDS', 'HOLDS']
+    """
+    return _verify_many(chains, Thresholds() if thresholds is None else thresholds, batch_size)
+
+
+@functools.partial(jax.jit, static_argnames=("thresholds", "batch_size"))
+def _verify_many(chains: Any, thresholds: Thresholds, batch_size: int) -> Verification:
+    return jax.lax.map(lambda chain: _verify(chain, thresholds), chains, batch_size=batch_size)
+
+
+@functools.partial(jax.jit, static_argnames="thresholds")
+def _verify(chain: Any, thresholds: Thresholds) -> Verification:
+    triplets = decompose(chain)
+    s = spine(chain, triplets)
+    path = dominant_path(chain, triplets)
+    coherence = coherence_direction(signed_rows(s)) if s.length else coherence_direction(s.direct[:1] * 0)
+    bounds = residual_bounds(chain, triplets, path=path, coherence=coherence)
+    conditions = check_conditions(chain, triplets, thresholds, coherence=coherence)
+    regime = classify(chain, triplets, thresholds, bounds=bounds)
+    log_products, cone = _products(chain, s, first_layer(chain))
+    evidence = Evidence(
+        chain=chain,
+        spine=s,
+        triplets=triplets,
+        path=path,
+        bounds=bounds,
+        conditions=conditions,
+        regime=regime,
+        thresholds=thresholds,
+        log_products=log_products,
+        cone_output=cone.value / jnp.where(norm(cone.value) > 0, norm(cone.value), 1.0),
+        log_cone_output=log_norm_of(cone),
+        allowance=jnp.asarray(tolerance(chain), chain.dtype),
+    )
+    claims = {name: _evaluate(spec, evidence) for name, spec in CLAIMS.items()}
+    return Verification(
+        conditions=conditions,
+        claims=claims,
+        triplets=triplets,
+        path=path,
+        bounds=bounds,
+        regime=regime,
+        coherence_solution=coherence,
+        thresholds=thresholds,
+    )
+
+
+def log_norm_of(x: Scaled) -> Any:
+    """Return the log of the norm of a scaled array."""
+    return log_of(norm(x.value)) + x.log
+
+
+def _products(chain: Any, s: Spine, first: int) -> tuple[Any, Scaled]:
+    """Return log ||W_L...W_l||_2 for l = 1..L, and W_L...W_first v_first."""
+
+    def back(product: Scaled, w: Any) -> tuple[Scaled, Any]:
+        product = scaled(product.value @ w, product.log)
+        return product, product
+
+    eye = scaled(jnp.eye(chain.width, dtype=chain.dtype))
+    _, products = jax.lax.scan(back, eye, chain.propagators, reverse=True)
+    # all values in one batched call: inside the scan LAPACK would be entered layer by layer with a fresh workspace
+    largest = jnp.linalg.svd(products.value, compute_uv=False)[:, 0]
+
+    def forward(x: Scaled, w: Any) -> tuple[Scaled, None]:
+        return scaled(w @ x.value, x.log), None
+
+    start = scaled(s.v[0]) if s.length else scaled(jnp.ones((chain.width,), chain.dtype))
+    output, _ = jax.lax.scan(forward, start, s.propagators)
+    return log_of(largest) + products.log, output
+
+
+def _evaluate(spec: ClaimSpec, e: Evidence) -> Claim:
+    """Turn the two sides of a claim into slack, tolerance and verdict."""
+    dtype = e.chain.dtype
+    if e.spine.length == 0 or (spec.needs_context and not e.chain.context_size):
+        reason = Reason.SINGLE_LAYER if e.spine.length == 0 else Reason.NO_CONTEXT
+        nan = jnp.asarray(jnp.nan, dtype)
+        code = jnp.asarray(Verdict.NOT_APPLICABLE, jnp.int32)
+        return Claim(
+            log_left=nan, log_right=nan, slack=nan, tolerance=nan, code=code, reason_code=jnp.asarray(reason, jnp.int32)
+        )
+    sides = spec.sides(e)
+    unit = jnp.where(jnp.isneginf(sides.scale), 0.0, sides.scale)
+    left, right = jnp.exp(sides.left - unit), jnp.exp(sides.right - unit)
+    slack = jnp.where(jnp.isposinf(right) & jnp.isfinite(left), jnp.inf, right - left)
+    allowance = e.allowance * sides.amplify
+    allowance, equal = jnp.broadcast_to(allowance, slack.shape), jnp.broadcast_to(jnp.asarray(sides.equal), slack.shape)
+    if spec.kind == "equality":
+        good = jnp.abs(slack) <= allowance
+        code = jnp.where(good, Verdict.HOLDS, jnp.where(jnp.isnan(slack), Verdict.UNDECIDED, Verdict.VIOLATED))
+        reason = jnp.where(jnp.isnan(slack), Reason.NAN, Reason.NONE)
+    else:
+        code, reason = decide(slack, allowance, equal=equal)
+    log_left, log_right = sides.left, jnp.broadcast_to(sides.right, jnp.shape(sides.left))
+    if slack.ndim:
+        worst = jnp.argmin(jnp.where(equal, jnp.inf, slack))
+        code, reason = all_of(code, reason)
+        slack, allowance, log_left, log_right = (x[worst] for x in (slack, allowance, log_left, log_right))
+    for name in spec.needs:
+        code, reason = _given(getattr(e.conditions, name), code, reason)
+    # a VIOLATED or missing condition outranks an undecided one, whatever their order
+    for name in spec.needs:
+        lost = _lost(getattr(e.conditions, name))
+        code, reason = jnp.where(lost, Verdict.NOT_APPLICABLE, code), jnp.where(lost, Reason.NEEDS_CONDITION, reason)
+    if spec.applies is not None:
+        applies = spec.applies(e)
+        code = jnp.where(applies, code, Verdict.NOT_APPLICABLE)
+        reason = jnp.where(applies, reason, Reason.NEEDS_CONDITION)
+    cast = lambda x: jnp.asarray(x, dtype)
+    return Claim(
+        log_left=cast(log_left),
+        log_right=cast(log_right),
+        slack=cast(slack),
+        tolerance=cast(allowance),
+        code=jnp.asarray(code, jnp.int32),
+        reason_code=jnp.asarray(reason, jnp.int32),
+    )
+
+
+def _lost(condition: Condition) -> Any:
+    return (condition.code == Verdict.VIOLATED) | (condition.code == Verdict.NOT_APPLICABLE)
+
+
+def _given(condition: Condition, code: Any, reason: Any) -> tuple[Any, Any]:
+    """Lower a verdict to UNDECIDED where a condition it needs is undecided."""
+    unknown = condition.code == Verdict.UNDECIDED
+    return jnp.where(unknown, Verdict.UNDECIDED, code), jnp.where(unknown, Reason.NEEDS_CONDITION, reason)
+
+
+def _plain(x: Any) -> Any:
+    """Return a finite Python number, or None."""
+    number = float(x)
+    return number if math.isfinite(number) else None
+
+
+def _condition_dict(c: Condition) -> dict[str, Any]:
+    numbers = {name: _plain(getattr(c, name)) for name in ("value", "threshold", "margin", "error")}
+    parts = {name: _condition_dict(part) for name, part in c.parts.items()}
+    words = {"verdict": c.verdict.name, "reason": c.reason.name.lower()}
+    return numbers | {"layer": int(c.layer)} | words | {"parts": parts}
+
+
+def _to_dict(v: Verification) -> dict[str, Any]:
+    t = v.triplets
+    depth = t.sigma.shape[0]
+
+    def layer(i: int) -> dict[str, Any]:
+        coupled = i < depth - 1
+        known = coupled and bool(t.resolved[i] & t.resolved[i + 1])
+        at = lambda x: _plain(x[i]) if coupled and known else None
+        return {
+            "layer": i + 1,
+            "sigma1": _plain(t.sigma[i, 0]),
+            "sigma2": _plain(t.sigma[i, 1]),
+            "sigma_error": _plain(t.sigma_error[i]),
+            "xi": _plain(t.xi[i]),
+            "xi_error": _plain(t.xi_error[i]),
+            "kappa_abs": at(jnp.abs(t.kappa)),
+            "kappa_error": at(t.kappa_error),
+            "misalignment": at(t.misalignment),
+            "rho": at(t.rho),
+            "rho_error": at(t.rho_error),
+            "lam": at(t.lam),
+            "lam_error": at(t.lam_error),
+            "resolved": bool(t.resolved[i]),
+            "certified": bool(t.certified[i]),
+        }
+
+    known = bool(jnp.all(t.resolved))  # a tie leaves A and Psi undefined
+    r = v.regime
+    return {
+        "conditions": {name: _condition_dict(c) for name, c in v.conditions.items()},
+        "claims": {
+            name: {
+                "statement": CLAIMS[name].statement,
+                "kind": CLAIMS[name].kind,
+                "needs": list(CLAIMS[name].needs),
+                "log_left": _plain(c.log_left),
+                "log_right": _plain(c.log_right),
+                "slack": _plain(c.slack),
+                "tolerance": _plain(c.tolerance),
+                "verdict": c.verdict.name,
+                "reason": c.reason.name.lower(),
+            }
+            for name, c in v.claims.items()
+        },
+        "path": {
+            "log_psi_norm": _plain(v.path.log_psi_norm) if known else None,
+            "log_residual_norm": _plain(v.path.log_residual_norm),
+            "log_identity_error": _plain(v.path.log_identity_error),
+            "log_scale": _plain(v.path.log_scale),
+            "log_amplitude": [_plain(x) if known else None for x in v.path.log_amplitude],
+        },
+        "bounds": {
+            name: _plain(getattr(v.bounds, name))
+            for name in type(v.bounds).__dataclass_fields__
+            if name != "log_propagator_norm"
+        }
+        | {"log_propagator_norm": [_plain(x) for x in v.bounds.log_propagator_norm]},
+        "coherence": {
+            "value": _plain(v.coherence_solution.value),
+            "upper": _plain(v.coherence_solution.upper),
+            "gap": _plain(v.coherence_solution.gap),
+        },
+        "regime": {
+            "certified": r.regime.name,
+            "naive": r.naive.name,
+            "dispersion_margin": _plain(r.dispersion_margin),
+            "dispersion_rate": _plain(r.dispersion_rate),
+            "cone_margin": _plain(r.cone_margin),
+            "log_contraction": _plain(r.log_contraction),
+            "log_cone_growth": _plain(r.log_cone_growth),
+            "log_tracked_growth": _plain(r.log_tracked_growth),
+            "output_angle": _plain(r.output_angle),
+            "caught": int(jnp.sum(r.caught)),
+            "injections": int(r.caught.shape[0]),
+            "lyapunov": [_plain(x) for x in r.lyapunov],
+        },
+        "layers": [layer(i) for i in range(depth)],
+        "thresholds": dataclasses.asdict(v.thresholds),
+    }
+
+
+__all__ = ["CLAIMS", "ClaimSpec", "Evidence", "Regime", "Sides", "Verification", "verify", "verify_many"]

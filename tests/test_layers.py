@@ -1,0 +1,139 @@
+"""The import order of docs/design.md, read from the syntax trees: data flows one way."""
+
+import ast
+import graphlib
+from pathlib import Path
+
+import pytest
+
+import spectral_theorem
+
+RANK = {
+    "types": 0,
+    "scaled": 0,
+    "storage": 0,
+    "provenance": 0,
+    "ensembles": 1,
+    "linearization": 1,
+    "krylov": 1,
+    "triplets": 2,
+    "audio": 1,
+    "chainfile": 1,
+    "whisper": 2,
+    "path": 2,
+    "coherence": 2,
+    "conditions": 3,
+    "bounds": 3,
+    "regimes": 4,
+    "verification": 5,
+    "measure": 6,
+    "testing": 6,
+    "runs": 6,
+    "console": 6,
+    "report": 8,
+    "check": 8,
+    "demo": 8,
+    "cli": 9,
+    "__main__": 10,
+}
+PACKAGE = "spectral_theorem"
+ROOT = Path(__file__).resolve().parents[1] / PACKAGE
+MODEL_SIDE = {"whisper", "audio"}
+
+
+def module_name(path: Path) -> str:
+    """Name a file by the dotted path below the package, `whisper` for `whisper/__init__.py`."""
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(source: str, importer: str, *, is_package: bool) -> set[str]:
+    """List dotted names below the package that this source imports, at any depth of nesting."""
+    here = [PACKAGE, *(importer.split(".") if importer else [])]
+    package = here if is_package else here[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = {alias.name for alias in node.names}
+            assert PACKAGE not in names, f"{importer} imports the whole package, which hides what it uses"
+            found |= names
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {f"{stem}.{alias.name}" for alias in node.names} | {stem}
+    inside = {name.removeprefix(f"{PACKAGE}.") for name in found if name.startswith(f"{PACKAGE}.")}
+    inside = {spectral_theorem._HOME.get(name, name) for name in inside}
+    return {name for name in inside if top(name) in RANK}
+
+
+def top(name: str) -> str:
+    """Return the module or subpackage that carries the rank."""
+    return name.split(".")[0]
+
+
+def complaints(sources: dict[str, tuple[str, bool]]) -> list[str]:
+    """List every import that breaks the order."""
+    found = []
+    for name, (source, is_package) in sources.items():
+        for target in imported(source, name, is_package=is_package):
+            here, there = top(name), top(target)
+            if here == there:
+                continue
+            if RANK[here] <= RANK[there]:
+                found.append(f"{name} (rank {RANK[here]}) imports {target} (rank {RANK[there]})")
+            if RANK[here] <= 5 and here not in MODEL_SIDE and there in MODEL_SIDE:
+                found.append(f"{name} is theory and imports {target}")
+            if here == "whisper" and there not in {"types", "audio"}:
+                found.append(f"{name} is a model and imports {target}")
+    return found
+
+
+def package_sources() -> dict[str, tuple[str, bool]]:
+    # The root __init__ only names things, lazily, and stands outside the order.
+    return {
+        module_name(path): (path.read_text(encoding="utf-8"), path.name == "__init__.py")
+        for path in sorted(ROOT.rglob("*.py"))
+        if path != ROOT / "__init__.py"
+    }
+
+
+def test_every_module_has_a_rank():
+    assert {top(name) for name in package_sources()} == set(RANK)
+
+
+def test_no_module_hides_a_public_function():
+    # Importing a submodule sets an attribute of the package, which would win over the lazy name.
+    assert not set(spectral_theorem._HOME) & {top(name) for name in package_sources()}
+
+
+def test_imports_go_to_lower_ranks_only():
+    assert complaints(package_sources()) == []
+
+
+def test_subpackages_have_no_import_cycle():
+    graph = {}
+    for name, (source, is_package) in package_sources().items():
+        inner = {t for t in imported(source, name, is_package=is_package) if top(t) == top(name) and "." in t}
+        graph[name] = {t for t in inner if t in package_sources() and t != name}
+    tuple(graphlib.TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("path", "from .bounds import residual_bounds"),
+        ("path", "def f():\n    from spectral_theorem import verification"),
+        ("path", "import spectral_theorem.cli"),
+        ("path", "from spectral_theorem import Thresholds, residual_bounds"),
+        ("bounds", "from . import whisper"),
+        ("whisper.model", "from ..path import dominant_path"),
+        ("types", "from .scaled import Scaled"),
+    ],
+)
+def test_the_check_can_fail(name, source):
+    assert complaints({name: (source, False)})
+
+
+def test_the_check_lets_the_order_pass():
+    assert not complaints({"bounds": ("from .path import dominant_path\nimport numpy", False)})
+    assert not complaints({"whisper.model": ("from ..types import refuse\nfrom .dims import Dims", False)})
