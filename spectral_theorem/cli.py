@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "spectral-theorem"
 DONE, VIOLATED, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
+COLOURS = {"green": ["HOLDS"], "bold red": ["VIOLATED"], "yellow": ["UNDECIDED"], "dim": ["NOT_APPLICABLE"]}
 
 Dtype = Literal["float64", "float32"]
 Number = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")]
@@ -311,9 +312,18 @@ def _stop_on_sigterm() -> Iterator[None]:
 
 
 def _say(text: str) -> None:
-    """Print, and stay calm when the reader of a pipe has left."""
+    """Print, in colour on a terminal, and stay calm when the reader of a pipe has left."""
     try:
-        print(text, flush=True)
+        if sys.stdout.isatty():
+            from rich.console import Console
+            from rich.text import Text
+
+            coloured = Text(text)
+            for style, words in COLOURS.items():
+                coloured.highlight_words(words, style)
+            Console(soft_wrap=True).print(coloured)
+        else:
+            print(text, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

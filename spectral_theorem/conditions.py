@@ -1,34 +1,80 @@
 r"""The four hypotheses of the theorem, each with value, threshold, margin and a three-valued verdict.
 
 A condition that speaks of every layer is judged entry by entry and joined by "and": one entry that
-surely fails decides, and one entry that nobody can decide keeps the whole undecided.
+surely fails decides, and one entry that nobody can decide keeps the whole undecided. All conditions
+are rows of one table, so that one vectorised judgement serves them all.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from .bounds import signed_rows
 from .coherence import Coherence, coherence_direction
-from .path import Spine, dense, first_layer, log_gains, row_projections, spine
+from .path import Spine, dense, first_layer, log_gains, reverse_cumsum, row_projections, spine
 from .scaled import norm
 from .types import Condition, Reason, Thresholds, Triplets, Verdict, all_of, container, decide, tolerance
+
+PARTS = {
+    "stability": ("gain", "cumulative_gain", "gain_literal"),
+    "alignment": ("alignment_literal",),
+    "coherence": ("projection", "directionality", "sign_consistency"),
+    "purity": ("purity_literal",),
+}
+ROWS = (*PARTS, *(part for parts in PARTS.values() for part in parts))
 
 
 @container
 class Conditions:
-    """Hold the four hypotheses: stability (H1), alignment (H2), coherence (H3), purity (H4)."""
+    """Hold the four hypotheses and their parts as one table; rows are named by `ROWS`.
 
-    stability: Condition
-    alignment: Condition
-    coherence: Condition
-    purity: Condition
+    Attributes
+    ----------
+    value, threshold, margin, error, layer, code, reason_code : (R,)  columns of `Condition`.
+    stability, alignment, coherence, purity : `Condition`, H1 to H4, cut out on access.
+    """
+
+    value: Float[Array, "*batch R"]
+    threshold: Float[Array, "*batch R"]
+    margin: Float[Array, "*batch R"]
+    error: Float[Array, "*batch R"]
+    layer: Int[Array, "*batch R"]
+    code: Int[Array, "*batch R"]
+    reason_code: Int[Array, "*batch R"]
+
+    def __getitem__(self, name: str) -> Condition:
+        """Return one row, a hypothesis with its parts or a part."""
+        i = ROWS.index(name)
+        columns = {column: getattr(self, column)[..., i] for column in type(self).__dataclass_fields__}
+        return Condition(**columns, parts={part: self[part] for part in PARTS.get(name, ())})
+
+    @property
+    def stability(self) -> Condition:
+        """H1."""
+        return self["stability"]
+
+    @property
+    def alignment(self) -> Condition:
+        """H2."""
+        return self["alignment"]
+
+    @property
+    def coherence(self) -> Condition:
+        """H3."""
+        return self["coherence"]
+
+    @property
+    def purity(self) -> Condition:
+        """H4."""
+        return self["purity"]
 
     def items(self) -> list[tuple[str, Condition]]:
-        """Return (name, condition) pairs in the theorem's order."""
-        return [(name, getattr(self, name)) for name in ("stability", "alignment", "coherence", "purity")]
+        """Return (name, condition) for H1 to H4."""
+        return [(name, self[name]) for name in PARTS]
 
 
 def check_conditions(
@@ -41,7 +87,7 @@ def check_conditions(
 
     Parameters
     ----------
-    chain : LayerChain or OperatorChain.
+    chain : LayerChain (L, D, D), (L, D, C), or OperatorChain.
     triplets : its Triplets.
     thresholds : what stands for "much less than"; recorded with every verdict.
     coherence : the solution of the H3 problem, if already computed.
@@ -49,9 +95,9 @@ def check_conditions(
     Returns
     -------
     Conditions
-        Each a `Condition`; `.stability.parts` has gain and cumulative_gain, `.coherence.parts` has
-        projection (a), directionality (b) and sign_consistency (b and c together, by the exact convex
-        problem); parts named `*_literal` take the paper's literal index ranges and decide nothing.
+        `.stability.parts` has gain and cumulative_gain, `.coherence.parts` has projection (a),
+        directionality (b) and sign_consistency (b and c together, by the exact convex problem);
+        parts named `*_literal` take the paper's literal index ranges and decide nothing.
 
     Notes
     -----
@@ -76,234 +122,175 @@ def check_conditions(
     return _check(dense(chain), triplets, coherence, Thresholds() if thresholds is None else thresholds)
 
 
+class Row(NamedTuple):
+    """Hold the entries of one condition before judgement; every field broadcasts to (m,).
+
+    The exact slack of an entry lies in [low, high]; an entry that is not `known` is undecided for
+    the reason `why`. `number` is the 1-based layer or injection of an entry.
+    """
+
+    value: Any
+    slack: Any
+    low: Any
+    high: Any
+    error: Any
+    threshold: float
+    known: Any = True
+    why: Any = Reason.NONE
+    number: Any = 0
+    vacuous: bool = False  # no layer to speak of: holds, and says so
+
+
 @functools.partial(jax.jit, static_argnames="thresholds")
 def _check(chain: Any, triplets: Triplets, coherence: Coherence | None, thresholds: Thresholds) -> Conditions:
     s = spine(chain, triplets)
     if s.length == 0:
-        nothing = _absent(chain, Reason.SINGLE_LAYER)
-        return Conditions(stability=nothing, alignment=nothing, coherence=nothing, purity=nothing)
-    first = first_layer(chain)
-    status = _Status(chain, triplets)
-    return Conditions(
-        stability=_stability(s, triplets, status, first, thresholds),
-        alignment=_alignment(triplets, status, first, thresholds),
-        coherence=_coherence(s, triplets, status, first, thresholds, coherence),
-        purity=_purity(s, triplets, status, first, thresholds),
+        nan = jnp.full((len(ROWS),), jnp.nan, chain.dtype)
+        integer = lambda x: jnp.full((len(ROWS),), x, jnp.int32)
+        return Conditions(
+            value=nan,
+            threshold=nan,
+            margin=nan,
+            error=nan,
+            layer=integer(0),
+            code=integer(Verdict.NOT_APPLICABLE),
+            reason_code=integer(Reason.SINGLE_LAYER),
+        )
+    coherence = coherence_direction(signed_rows(s)) if coherence is None else coherence
+    rows = _rows(chain, s, triplets, coherence, thresholds)
+    return _join(_judge(rows, chain), tuple(rows), s)
+
+
+def _rows(
+    chain: Any, s: Spine, triplets: Triplets, coherence: Coherence, thresholds: Thresholds
+) -> dict[str, Row]:
+    """Collect the entries of every part."""
+    first, depth = first_layer(chain), chain.depth
+    eps = float(jnp.finfo(chain.dtype).eps)
+    tie = triplets.gap <= 64 * chain.width * eps * triplets.sigma[:, 0]
+    layer_why = jnp.where(
+        jnp.isnan(triplets.sigma[:, 0]), Reason.NAN, jnp.where(tie, Reason.TIE, Reason.UNRESOLVED)
     )
+    known = triplets.resolved
+    coupled = known[:-1] & known[1:]
+    coupled_why = jnp.where(known[:-1], layer_why[1:], layer_why[:-1])
+    between = jnp.arange(1, depth)
 
+    def gain(start: int) -> Row:
+        rho, error = triplets.rho[start:], triplets.rho_error[start:]
+        slack = rho - thresholds.gain
+        if start == depth - 1:
+            return Row(jnp.inf, jnp.inf, jnp.inf, jnp.inf, 0.0, thresholds.gain, vacuous=True)
+        return _entries(rho, slack, error, thresholds.gain, coupled[start:], coupled_why[start:], between[start:])
 
-class _Status:
-    """Say which layers and couplings are known, and why not."""
+    def aligned(start: int) -> Row:
+        threshold = thresholds.alignment
+        if start == depth - 1:
+            return Row(0.0, threshold, threshold, threshold, 0.0, threshold, vacuous=True)
+        phi = jnp.arctan2(triplets.misalignment, jnp.abs(triplets.kappa))[start:]
+        wide = jnp.clip(phi + triplets.coupling_error[start:], None, jnp.pi / 2)
+        # 1 - cos is convex, so the upper end of the angle is the farther one
+        error = 2 * (jnp.sin(wide / 2) ** 2 - jnp.sin(phi / 2) ** 2) * depth
+        value = triplets.alignment_defect[start:] * depth
+        return _entries(value, threshold - value, error, threshold, coupled[start:], coupled_why[start:], between[start:])
 
-    def __init__(self, chain: Any, triplets: Triplets) -> None:
-        self.depth, self.dtype, self.has_context = chain.depth, chain.dtype, bool(chain.context_size)
-        self.allowance = jnp.asarray(tolerance(chain), chain.dtype)
-        eps = float(jnp.finfo(chain.dtype).eps)
-        tie = triplets.gap <= 64 * chain.width * eps * triplets.sigma[:, 0]
-        broken = jnp.isnan(triplets.sigma[:, 0])
-        why = jnp.where(tie, Reason.TIE, Reason.UNRESOLVED)
-        self.layer_known = triplets.resolved
-        self.layer_reason = jnp.where(broken, Reason.NAN, why)
-        self.coupling_known = triplets.resolved[:-1] & triplets.resolved[1:]
-        self.coupling_reason = jnp.where(triplets.resolved[:-1], self.layer_reason[1:], self.layer_reason[:-1])
-
-
-def _condition(value: Any, threshold: float, margin: Any, error: Any, layer: Any, code: Any, reason: Any, parts: Any = None) -> Condition:
-    value = jnp.asarray(value)
-    cast = lambda x: jnp.asarray(x, value.dtype)
-    return Condition(
-        value=value,
-        threshold=cast(threshold),
-        margin=cast(margin),
-        error=cast(error),
-        layer=jnp.asarray(layer, jnp.int32),
-        code=jnp.asarray(code, jnp.int32),
-        reason_code=jnp.asarray(reason, jnp.int32),
-        parts={} if parts is None else parts,
-    )
-
-
-def _absent(chain: Any, reason: Reason) -> Condition:
-    nan = jnp.asarray(jnp.nan, chain.dtype)
-    return _condition(nan, float("nan"), nan, nan, 0, Verdict.NOT_APPLICABLE, reason)
-
-
-def _between(low: Any, high: Any, allowance: Any) -> tuple[Any, Any]:
-    """Decide slack >= 0 when the exact slack lies in [low, high]."""
-    sure, why = decide(low, allowance)
-    lost, _ = decide(high, allowance)
-    failed = lost == Verdict.VIOLATED
-    code = jnp.where(failed, Verdict.VIOLATED, jnp.where(sure == Verdict.HOLDS, Verdict.HOLDS, Verdict.UNDECIDED))
-    undecided = jnp.where(why == Reason.NAN, Reason.NAN, Reason.WITHIN_TOLERANCE)
-    return code, jnp.where(code == Verdict.UNDECIDED, undecided, Reason.NONE)
-
-
-def _every(slack: Any, error: Any, known: Any, why: Any, allowance: Any) -> tuple[Any, Any]:
-    """Decide that every entry has slack >= 0; entries not known are undecided."""
-    code, reason = _between(slack - error, slack + error, allowance)
-    code = jnp.where(known, code, Verdict.UNDECIDED)
-    return all_of(code, jnp.where(known, reason, why))
-
-
-def _vacuous(value: Any, threshold: float, margin: Any) -> Condition:
-    return _condition(value, threshold, margin, jnp.zeros_like(value), 0, Verdict.HOLDS, Reason.VACUOUS)
-
-
-def _gain(triplets: Triplets, status: _Status, start: int, threshold: float) -> Condition:
-    """Judge rho_j >= threshold for the couplings j = start+1 .. L-1."""
-    rho = triplets.rho[start:]
-    if rho.shape[0] == 0:
-        infinite = jnp.asarray(jnp.inf, status.dtype)
-        return _vacuous(infinite, threshold, infinite)
-    worst = jnp.argmin(rho)
-    code, reason = _every(
-        rho - threshold,
-        triplets.rho_error[start:],
-        status.coupling_known[start:],
-        status.coupling_reason[start:],
-        status.allowance,
-    )
-    error = triplets.rho_error[start:][worst]
-    return _condition(rho[worst], threshold, rho[worst] - threshold, error, worst + start + 1, code, reason)
-
-
-def _stability(s: Spine, triplets: Triplets, status: _Status, first: int, thresholds: Thresholds) -> Condition:
-    gain = _gain(triplets, status, first, thresholds.gain)
     logs = log_gains(s)
     relative = triplets.sigma_error[first:] / jnp.where(s.sigma > 0, s.sigma, 1.0)
-    log_error = jnp.flip(jnp.cumsum(jnp.flip(-jnp.log1p(-jnp.clip(relative, None, 0.5)))))
-    worst = jnp.argmin(logs)
-    total = jnp.exp(logs)
-    unknown = jnp.isnan(logs)
-    code, reason = _every(
-        logs - jnp.log(thresholds.cumulative_gain),
-        log_error,
-        ~unknown,
-        jnp.where(unknown, Reason.NAN, Reason.NONE),
-        status.allowance,
+    log_error = reverse_cumsum(-jnp.log1p(-jnp.clip(relative, None, 0.5)))
+    total, log_slack = jnp.exp(logs), logs - jnp.log(thresholds.cumulative_gain)
+    injection = jnp.arange(s.length) + first  # 1-based k, 0 for `initial`
+    cumulative = Row(
+        value=total,
+        slack=total - thresholds.cumulative_gain,
+        low=log_slack - log_error,
+        high=log_slack + log_error,
+        error=total * jnp.expm1(log_error),
+        threshold=thresholds.cumulative_gain,
+        number=injection,
     )
-    error = total[worst] * jnp.expm1(log_error[worst])
-    margin = total[worst] - thresholds.cumulative_gain
-    cumulative = _condition(total[worst], thresholds.cumulative_gain, margin, error, worst + first, code, reason)
-    code, reason = all_of(jnp.stack([gain.code, cumulative.code]), jnp.stack([gain.reason_code, cumulative.reason_code]))
-    pick = lambda a, b: jnp.where(gain.margin <= cumulative.margin, a, b)
-    parts = {
-        "gain": gain,
+    gammas, present, _ = projections(s)
+    angle = jnp.where(known[first:], triplets.vector_error[first:], 1.0)
+    source_known, source_why = known[first:] | ~present, layer_why[first:]
+    slack = jnp.where(present, gammas - thresholds.gamma_min, jnp.inf)
+    projection = _entries(gammas, slack, angle, thresholds.gamma_min, source_known, source_why, injection)
+
+    all_known = jnp.all(source_known)
+    blame = source_why[jnp.argmin(source_known)]
+    ratio = jnp.where(present & (gammas > 0), angle / jnp.where(gammas > 0, gammas, 1.0), 0.0)
+    error = jnp.clip(jnp.max(ratio), None, 2.0)
+    directionality = _directionality(signed_rows(s), coherence, error, thresholds.coherence, all_known, blame)
+    unsure = (triplets.kappa_error >= jnp.abs(triplets.kappa))[first:]
+    # a sign matters only between injections, so only couplings after the first one that is there
+    unsure = jnp.any(unsure & (jnp.cumsum(present)[:-1] > 0))
+    allowance = jnp.asarray(tolerance(chain), chain.dtype)
+    sign_consistency = Row(
+        value=coherence.value,
+        slack=coherence.value - thresholds.coherence,
+        low=coherence.value - error - thresholds.coherence,
+        high=coherence.upper + error - thresholds.coherence,
+        error=error + coherence.gap,
+        threshold=thresholds.coherence,
+        known=all_known & ~unsure & ~((coherence.gap > allowance) & _straddles(coherence, error, thresholds)),
+        why=jnp.where(all_known, jnp.where(unsure, Reason.UNSURE_SIGN, Reason.DUALITY_GAP), blame),
+    )
+
+    def impurity(start: int) -> Row:
+        xi, xi_error = triplets.xi[start:], triplets.xi_error[start:]
+        least = lambda g: jnp.min(jnp.where(present, g, jnp.inf))
+        ratio = lambda x, g: jnp.where(g > 0, depth * x / jnp.where(g > 0, g, 1.0), jnp.where(x == 0, 0.0, jnp.inf))
+        value = ratio(jnp.max(xi), least(gammas))
+        low = ratio(jnp.max(jnp.clip(xi - xi_error, 0.0)), least(jnp.clip(gammas + angle, None, 1.0)))
+        high = ratio(jnp.max(xi + xi_error), least(jnp.clip(gammas - angle, 0.0)))
+        error = jnp.maximum(
+            jnp.where(high == value, 0.0, high - value), jnp.where(low == value, 0.0, value - low)
+        )
+        threshold = thresholds.purity
+        spoiled = jnp.where(jnp.isnan(value), jnp.nan, 0.0)
+        return Row(
+            value=value,
+            slack=threshold - value,
+            low=threshold - high + spoiled,
+            high=threshold - low + spoiled,
+            error=error,
+            threshold=threshold,
+            number=jnp.argmax(xi) + start + 1,
+        )
+
+    return {
+        "gain": gain(first),
         "cumulative_gain": cumulative,
-        "gain_literal": _gain(triplets, status, 0, thresholds.gain),
+        "gain_literal": gain(0),
+        "alignment": aligned(first),
+        "alignment_literal": aligned(0),
+        "projection": projection,
+        "directionality": directionality,
+        "sign_consistency": sign_consistency,
+        "purity": impurity(first),
+        "purity_literal": impurity(0),
     }
-    return _condition(
-        pick(gain.value, cumulative.value),
-        thresholds.gain,
-        pick(gain.margin, cumulative.margin),
-        pick(gain.error, cumulative.error),
-        pick(gain.layer, cumulative.layer),
-        code,
-        reason,
-        parts,
-    )
 
 
-def _misaligned(triplets: Triplets, status: _Status, start: int, threshold: float) -> Condition:
-    """Judge (1 - |kappa_j|) L <= threshold for the couplings j = start+1 .. L-1."""
-    defect = triplets.alignment_defect[start:]
-    if defect.shape[0] == 0:
-        zero = jnp.zeros((), status.dtype)
-        return _vacuous(zero, threshold, zero + threshold)
-    phi = jnp.arctan2(triplets.misalignment, jnp.abs(triplets.kappa))[start:]
-    wide = jnp.clip(phi + triplets.coupling_error[start:], None, jnp.pi / 2)
-    error = 2 * jnp.sin(wide / 2) ** 2 - 2 * jnp.sin(phi / 2) ** 2  # 1 - cos is convex: the upper end is farther
-    value, error = defect * status.depth, error * status.depth
-    worst = jnp.argmax(value)
-    known, why = status.coupling_known[start:], status.coupling_reason[start:]
-    code, reason = _every(threshold - value, error, known, why, status.allowance)
-    return _condition(value[worst], threshold, threshold - value[worst], error[worst], worst + start + 1, code, reason)
+def _entries(value: Any, slack: Any, error: Any, threshold: float, known: Any, why: Any, number: Any) -> Row:
+    """Make a row with symmetric error bars."""
+    return Row(value, slack, slack - error, slack + error, error, threshold, known, why, number)
 
 
-def _alignment(triplets: Triplets, status: _Status, first: int, thresholds: Thresholds) -> Condition:
-    used = _misaligned(triplets, status, first, thresholds.alignment)
-    literal = _misaligned(triplets, status, 0, thresholds.alignment)
-    return _condition(
-        used.value,
-        thresholds.alignment,
-        used.margin,
-        used.error,
-        used.layer,
-        used.code,
-        used.reason_code,
-        {"alignment_literal": literal},
-    )
+def _straddles(coherence: Coherence, error: Any, thresholds: Thresholds) -> Any:
+    """Say whether primal and dual values lie on different sides of the threshold."""
+    low, high = coherence.value - error, coherence.upper + error
+    return (low <= thresholds.coherence) & (high >= thresholds.coherence)
 
 
 def projections(s: Spine) -> tuple[Any, Any, Any]:
-    """Return gamma_k = ||v_{k+1}^T G_k|| / ||G_k||_F, which injections are non-zero, and the rows' norms."""
+    """Return gamma_k = ||v_{k+1}^T G_k|| / ||G_k||_F, which injections are non-zero, and their norms."""
     size = norm(s.sources, axis=(1, 2))
     present = ~(size == 0)
     along = norm(row_projections(s), axis=1)
-    return jnp.where(present, along / jnp.where(present, size, 1.0), 1.0), present, along
+    return jnp.where(present, along / jnp.where(present, size, 1.0), 1.0), present, size
 
 
-def _no_injection(present: Any, condition: Condition, status: _Status) -> Condition:
-    """Replace a verdict by NOT_APPLICABLE where every injection is zero (or there is no context)."""
-    empty = ~present.any()
-    return Condition(
-        value=jnp.where(empty, jnp.nan, condition.value),
-        threshold=condition.threshold,
-        margin=jnp.where(empty, jnp.nan, condition.margin),
-        error=jnp.where(empty, jnp.nan, condition.error),
-        layer=jnp.where(empty, 0, condition.layer),
-        code=jnp.where(empty, Verdict.NOT_APPLICABLE, condition.code).astype(jnp.int32),
-        reason_code=jnp.where(empty, Reason.NO_CONTEXT, condition.reason_code).astype(jnp.int32),
-        parts={name: _no_injection(present, part, status) for name, part in condition.parts.items()},
-    )
-
-
-def _coherence(
-    s: Spine, triplets: Triplets, status: _Status, first: int, thresholds: Thresholds, solved: Coherence | None
-) -> Condition:
-    gammas, present, _ = projections(s)
-    angle = triplets.vector_error[first:]
-    known = status.layer_known[first:] | ~present
-    why = status.layer_reason[first:]
-    slack = jnp.where(present, gammas - thresholds.gamma_min, jnp.inf)
-    code, reason = _every(slack, angle, known, why, status.allowance)
-    worst = jnp.argmin(slack)
-    number = worst + first  # 1-based index k of the injection, 0 for `initial`
-    projection = _condition(gammas[worst], thresholds.gamma_min, slack[worst], angle[worst], number, code, reason)
-
-    rows = signed_rows(s)
-    solved = coherence_direction(rows) if solved is None else solved
-    ratio = jnp.where(present & (gammas > 0), angle / jnp.where(gammas > 0, gammas, 1.0), 0.0)
-    error = jnp.clip(jnp.max(ratio), None, 2.0)
-    unsure = (triplets.kappa_error >= jnp.abs(triplets.kappa))[first:]
-    # a sign matters only between injections, so couplings after the first present one
-    unsure = jnp.any(unsure & (jnp.cumsum(present)[:-1] > 0)) if unsure.shape[0] else jnp.asarray(False)
-    blind = ~jnp.all(known) | unsure
-    least = solved.value - error - thresholds.coherence
-    most = solved.upper + error - thresholds.coherence
-    code, reason = _between(least, most, status.allowance)
-    gap_to_blame = (code == Verdict.UNDECIDED) & (solved.gap > status.allowance) & (reason != Reason.NAN)
-    reason = jnp.where(gap_to_blame, Reason.DUALITY_GAP, reason)
-    tied = jnp.where(jnp.all(known), Reason.UNSURE_SIGN, why[jnp.argmin(known)])
-    code, reason = jnp.where(blind, Verdict.UNDECIDED, code), jnp.where(blind, tied, reason)
-    slack = solved.value - thresholds.coherence
-    signs = _condition(solved.value, thresholds.coherence, slack, error + solved.gap, 0, code, reason)
-
-    direction = _directionality(rows, solved, error, status, thresholds, known, why)
-    code, reason = all_of(
-        jnp.stack([projection.code, signs.code]), jnp.stack([projection.reason_code, signs.reason_code])
-    )
-    parts = {"projection": projection, "directionality": direction, "sign_consistency": signs}
-    whole = _condition(
-        signs.value, thresholds.coherence, jnp.minimum(signs.margin, projection.margin), signs.error, 0, code, reason, parts
-    )
-    return _no_injection(present, whole, status)
-
-
-def _directionality(
-    rows: Any, solved: Coherence, error: Any, status: _Status, thresholds: Thresholds, known: Any, why: Any
-) -> Condition:
-    """Judge H3(b) alone: |<g_k, psi>| >= 1/sqrt2 for one psi, signs ignored.
+def _directionality(rows: Any, solved: Coherence, error: Any, threshold: float, known: Any, why: Any) -> Row:
+    """Collect H3(b) alone: |<g_k, psi>| >= 1/sqrt2 for one psi, signs ignored.
 
     Witnesses: psi0, and the optimum for the signs that the mean direction suggests. Refutation:
     the largest eigenvalue of the mean of g g^T bounds the smallest squared projection.
@@ -311,53 +298,71 @@ def _directionality(
     size = norm(rows, axis=1)
     present = ~(size == 0)
     unit = rows / jnp.where(present, size, 1.0)[:, None]
-    left, sizes, right = jnp.linalg.svd(unit, full_matrices=False)
-    sign = jnp.where(unit @ right[0] < 0, -1.0, 1.0)
-    other = coherence_direction(sign[:, None] * rows)
-    aligned = jnp.min(jnp.where(present, jnp.abs(unit @ solved.psi0), jnp.inf))
-    value = jnp.maximum(jnp.where(jnp.isinf(aligned), 0.0, aligned), other.value)
+    _, sizes, right = jnp.linalg.svd(unit, full_matrices=False)
+    other = coherence_direction(jnp.where(unit @ right[0] < 0, -1.0, 1.0)[:, None] * rows)
+    along = jnp.min(jnp.where(present, jnp.abs(unit @ solved.psi0), jnp.inf))
+    value = jnp.maximum(jnp.where(jnp.isinf(along), 0.0, along), other.value)
     upper = jnp.maximum(sizes[0] / jnp.sqrt(jnp.maximum(present.sum(), 1)), value)
-    code, reason = _between(
-        value - error - thresholds.coherence, upper + error - thresholds.coherence, status.allowance
-    )
-    all_known = jnp.all(known)
-    code = jnp.where(all_known, code, Verdict.UNDECIDED)
-    reason = jnp.where(all_known, reason, why[jnp.argmin(known)])
-    slack = value - thresholds.coherence
-    return _condition(value, thresholds.coherence, slack, error + upper - value, 0, code, reason)
+    slack = value - threshold
+    return Row(value, slack, slack - error, upper + error - threshold, error + upper - value, threshold, known, why)
 
 
-def _impurity(s: Spine, triplets: Triplets, status: _Status, first: int, start: int, threshold: float) -> Condition:
-    """Judge xi L / gamma <= threshold with xi over layers start+1 .. L."""
-    gammas, present, _ = projections(s)
-    xi, xi_error = triplets.xi[start:], triplets.xi_error[start:]
-    worst = jnp.argmax(xi)
-    depth = status.depth
-    angle = jnp.where(status.layer_known[first:], triplets.vector_error[first:], 1.0)
-    gamma = jnp.min(jnp.where(present, gammas, jnp.inf))
-    gamma_low = jnp.min(jnp.where(present, jnp.clip(gammas - angle, 0.0), jnp.inf))
-    gamma_high = jnp.min(jnp.where(present, jnp.clip(gammas + angle, None, 1.0), jnp.inf))
-    ratio = lambda x, g: jnp.where(g > 0, depth * x / jnp.where(g > 0, g, 1.0), jnp.where(x == 0, 0.0, jnp.inf))
-    value = ratio(xi[worst], gamma)
-    low = ratio(jnp.max(jnp.clip(xi - xi_error, 0.0)), gamma_high)
-    high = ratio(jnp.max(xi + xi_error), gamma_low)
-    low, high = (jnp.where(jnp.isnan(value), jnp.nan, x) for x in (low, high))
-    code, reason = _between(threshold - high, threshold - low, status.allowance)
-    error = jnp.maximum(jnp.where(high == value, 0.0, high - value), jnp.where(low == value, 0.0, value - low))
-    found = _condition(value, threshold, threshold - value, error, worst + start + 1, code, reason)
-    return _no_injection(present, found, status)
+def _judge(rows: dict[str, Row], chain: Any) -> dict[str, Any]:
+    """Judge all rows at once; return the columns of the table in the order of `rows`."""
+    length, dtype = chain.depth, chain.dtype
+
+    def column(field: str, kind: Any, absent: Any) -> Any:
+        cells = [jnp.atleast_1d(jnp.asarray(getattr(row, field), kind)) for row in rows.values()]
+        return jnp.stack([jnp.pad(cell, (0, length - cell.shape[0]), constant_values=absent) for cell in cells])
+
+    # a padded entry has infinite slack and is known: it neither binds nor blocks
+    value, slack, low, high = (column(f, dtype, jnp.inf) for f in ("value", "slack", "low", "high"))
+    error, number, known = column("error", dtype, 0.0), column("number", jnp.int32, 0), column("known", bool, True)
+    known = known | (jnp.arange(length) >= np.asarray([[jnp.size(row.value)] for row in rows.values()]))
+    allowance = jnp.asarray(tolerance(chain), dtype)
+    sure, reason = decide(low, allowance)
+    lost, _ = decide(high, allowance)
+    held = jnp.where(sure == Verdict.HOLDS, Verdict.HOLDS, Verdict.UNDECIDED)
+    code = jnp.where(known, jnp.where(lost == Verdict.VIOLATED, Verdict.VIOLATED, held), Verdict.UNDECIDED)
+    blurred = jnp.where(reason == Reason.NAN, Reason.NAN, Reason.WITHIN_TOLERANCE)
+    reason = jnp.where(code == Verdict.UNDECIDED, blurred, Reason.NONE)
+    reason = jnp.where(known, reason, column("why", jnp.int32, Reason.NONE))
+    code, reason = all_of(code.T, reason.T)
+    worst = jnp.argmin(slack, axis=1)
+    pick = lambda x: jnp.take_along_axis(x, worst[:, None], axis=1)[:, 0]
+    return {
+        "value": pick(value),
+        "threshold": jnp.asarray([row.threshold for row in rows.values()], dtype),
+        "margin": pick(slack),
+        "error": pick(error),
+        "layer": pick(number),
+        "code": code,
+        "reason_code": jnp.where(np.asarray([row.vacuous for row in rows.values()]), Reason.VACUOUS, reason),
+    }
 
 
-def _purity(s: Spine, triplets: Triplets, status: _Status, first: int, thresholds: Thresholds) -> Condition:
-    used = _impurity(s, triplets, status, first, first, thresholds.purity)
-    literal = _impurity(s, triplets, status, first, 0, thresholds.purity)
-    return _condition(
-        used.value,
-        thresholds.purity,
-        used.margin,
-        used.error,
-        used.layer,
-        used.code,
-        used.reason_code,
-        {"purity_literal": literal},
-    )
+def _join(table: dict[str, Any], order: tuple[str, ...], s: Spine) -> Conditions:
+    """Add the rows of H1 and H3, mark what needs an injection, and put rows in the order of `ROWS`."""
+    at = {name: i for i, name in enumerate(order)}
+
+    def both(a: str, b: str) -> dict[str, Any]:
+        pair = np.asarray([at[a], at[b]])
+        code, reason = all_of(table["code"][pair], table["reason_code"][pair])
+        binding = pair[0] + (pair[1] - pair[0]) * (table["margin"][pair[1]] < table["margin"][pair[0]])
+        return {name: x[binding] for name, x in table.items()} | {"code": code, "reason_code": reason}
+
+    joined = {"stability": both("gain", "cumulative_gain"), "coherence": both("projection", "sign_consistency")}
+    at |= {"stability": len(order), "coherence": len(order) + 1}
+    gather = np.asarray([at[name] for name in ROWS])
+    columns = {
+        name: jnp.concatenate([x, jnp.stack([row[name] for row in joined.values()]).astype(x.dtype)])[gather]
+        for name, x in table.items()
+    }
+    about_context = ("coherence", *PARTS["coherence"], "purity", *PARTS["purity"])
+    empty = ~projections(s)[1].any() & np.asarray([name in about_context for name in ROWS])
+    for name, missing in (("value", jnp.nan), ("margin", jnp.nan), ("error", jnp.nan), ("layer", 0)):
+        columns[name] = jnp.where(empty, missing, columns[name])
+    columns["code"] = jnp.where(empty, Verdict.NOT_APPLICABLE, columns["code"]).astype(jnp.int32)
+    columns["reason_code"] = jnp.where(empty, Reason.NO_CONTEXT, columns["reason_code"]).astype(jnp.int32)
+    columns["layer"] = columns["layer"].astype(jnp.int32)
+    return Conditions(**columns)

@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 SCHEMA = 1
 SUMMARY = "summary.json"
 TABLE = "table"
+LAYER_QUANTITIES = {
+    "sigma1": ("sigma_error", "1"),
+    "sigma2": ("sigma_error", "1"),
+    "xi": ("xi_error", "1"),
+    "kappa_abs": ("kappa_error", "1"),
+    "misalignment": ("", "1"),
+    "rho": ("rho_error", "1"),
+    "lam": ("lam_error", "nats/layer"),
+}
 COLUMNS = {
     "run_id": "string",
     "clip": "string",
@@ -174,6 +183,45 @@ class RunFolder:
     def _write_json(self, content: Mapping[str, Any]) -> Path:
         text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
         return write_atomically(self.path / SUMMARY, lambda file: file.write(text.encode()))
+
+
+def verification_rows(chain: Mapping[str, Any], **labels: Any) -> list[dict[str, Any]]:
+    """Turn one verification into rows of the long table.
+
+    Parameters
+    ----------
+    chain : a verification as `Verification.to_dict` gives it.
+    labels : the same in every row: any of clip, condition, component, granularity, scope, context,
+        step, dtype.
+
+    Returns
+    -------
+    list of dict
+        One row per condition, per claim, and per layer and quantity.
+
+    References
+    ----------
+    docs/schema.md
+
+    Examples
+    --------
+    >>> layer = {"layer": 1, "sigma1": 2.0, "sigma_error": 0.0, "xi": 0.5, "xi_error": 0.0}
+    >>> rows = verification_rows({"conditions": {}, "claims": {}, "layers": [layer]}, clip="a")
+    >>> [(row["quantity"], row["value"]) for row in rows if row["value"] is not None]
+    [('sigma1', 2.0), ('xi', 0.5)]
+    """
+    rows: list[dict[str, Any]] = []
+    for name, entry in chain["conditions"].items():
+        found = {"value": entry["value"], "error": entry["error"], "layer": entry["layer"] or None}
+        rows.append({"quantity": f"condition.{name}", "unit": "1", "verdict": entry["verdict"], **found})
+    for name, entry in chain["claims"].items():
+        found = {"value": entry["slack"], "error": entry["tolerance"]}
+        rows.append({"quantity": f"claim.{name}", "unit": "1", "verdict": entry["verdict"], **found})
+    for entry in chain["layers"]:
+        for quantity, (error, unit) in LAYER_QUANTITIES.items():
+            found = {"value": entry.get(quantity), "error": entry.get(error)}
+            rows.append({"quantity": quantity, "unit": unit, "layer": entry["layer"], **found})
+    return [{**labels, **row} for row in rows]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,20 +7,22 @@ and searches for counterexamples read this registry and nothing else.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from .bounds import Bounds, residual_bounds, signed_rows
 from .coherence import Coherence, coherence_direction
-from .conditions import Conditions, check_conditions, projections
+from .conditions import PARTS, Conditions, check_conditions, projections
 from .path import DominantPath, Spine, dense, dominant_path, first_layer, log_gains, spine
 from .regimes import RegimeReport, classify
 from .scaled import Scaled, log_of, norm, scaled
 from .triplets import decompose
-from .types import Claim, Condition, Reason, Regime, Thresholds, Triplets, Verdict, all_of, container, decide, tolerance
+from .types import Claim, Condition, Reason, Thresholds, Triplets, Verdict, all_of, container, decide, tolerance
 
 
 class Evidence(NamedTuple):
@@ -80,8 +82,7 @@ def _bound(left: str, right: str) -> Callable[[Evidence], Sides]:
 
 
 def _c1(e: Evidence) -> Sides:
-    gammas, present, _ = projections(e.spine)
-    sizes = norm(e.spine.sources, axis=(1, 2))
+    gammas, present, sizes = projections(e.spine)
     gamma = jnp.min(jnp.where(present, gammas, jnp.inf))
     left = log_of(gamma) - 0.5 * math.log(2) + log_of(jnp.sum(sizes))
     return Sides(left, e.path.log_psi_norm, e.path.log_scale)
@@ -136,7 +137,7 @@ _CONE = lambda e: e.regime.cone_margin > e.allowance
 
 CLAIMS: Mapping[str, ClaimSpec] = {
     "identity": ClaimSpec("J_L = u_L Psi^T + G_L + R_Sigma, R_Sigma by two routes", "equality", lambda e: Sides(
-        e.path.log_identity_error, jnp.asarray(-jnp.inf), e.path.log_scale
+        e.path.log_identity_error, -jnp.inf, e.path.log_scale
     )),
     "residual_transfer": ClaimSpec(
         "||R_Sigma||_F <= transfer bound", "upper", _bound("log_residual_norm", "log_transfer")
@@ -200,15 +201,42 @@ CLAIMS: Mapping[str, ClaimSpec] = {
 
 
 @container
+class ClaimTable:
+    """Hold every claim of the registry as columns; a mapping from name to `Claim`, cut out on access."""
+
+    log_left: Float[Array, "*batch N"]
+    log_right: Float[Array, "*batch N"]
+    slack: Float[Array, "*batch N"]
+    tolerance: Float[Array, "*batch N"]
+    code: Int[Array, "*batch N"]
+    reason_code: Int[Array, "*batch N"]
+
+    def __getitem__(self, name: str) -> Claim:
+        """Return the claim of that name."""
+        i = tuple(CLAIMS).index(name)
+        return Claim(**{column: getattr(self, column)[..., i] for column in type(self).__dataclass_fields__})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(CLAIMS)
+
+    def __len__(self) -> int:
+        return len(CLAIMS)
+
+    def items(self) -> list[tuple[str, Claim]]:
+        """Return (name, claim) in the order of the registry."""
+        return [(name, self[name]) for name in CLAIMS]
+
+
+@container
 class Verification:
     """Hold everything found about one chain; `to_dict` gives it as plain JSON-ready values.
 
-    `conditions` and `claims` map names to `Condition` and `Claim`; `coherence_solution` is the
+    `conditions[name]` is a `Condition`, `claims[name]` a `Claim`; `coherence_solution` is the
     solved H3 problem. Under vmap every leaf has a leading batch axis.
     """
 
     conditions: Conditions
-    claims: Mapping[str, Claim]
+    claims: ClaimTable
     triplets: Triplets
     path: DominantPath
     bounds: Bounds
@@ -318,10 +346,9 @@ def _verify(chain: Any, thresholds: Thresholds) -> Verification:
         log_cone_output=log_norm_of(cone),
         allowance=jnp.asarray(tolerance(chain), chain.dtype),
     )
-    claims = {name: _evaluate(spec, evidence) for name, spec in CLAIMS.items()}
     return Verification(
         conditions=conditions,
-        claims=claims,
+        claims=_evaluate(evidence),
         triplets=triplets,
         path=path,
         bounds=bounds,
@@ -356,62 +383,59 @@ def _products(chain: Any, s: Spine, first: int) -> tuple[Any, Scaled]:
     return log_of(largest) + products.log, output
 
 
-def _evaluate(spec: ClaimSpec, e: Evidence) -> Claim:
-    """Turn the two sides of a claim into slack, tolerance and verdict."""
-    dtype = e.chain.dtype
-    if e.spine.length == 0 or (spec.needs_context and not e.chain.context_size):
-        reason = Reason.SINGLE_LAYER if e.spine.length == 0 else Reason.NO_CONTEXT
-        nan = jnp.asarray(jnp.nan, dtype)
-        code = jnp.asarray(Verdict.NOT_APPLICABLE, jnp.int32)
-        return Claim(
-            log_left=nan, log_right=nan, slack=nan, tolerance=nan, code=code, reason_code=jnp.asarray(reason, jnp.int32)
-        )
-    sides = spec.sides(e)
-    unit = jnp.where(jnp.isneginf(sides.scale), 0.0, sides.scale)
-    left, right = jnp.exp(sides.left - unit), jnp.exp(sides.right - unit)
-    slack = jnp.where(jnp.isposinf(right) & jnp.isfinite(left), jnp.inf, right - left)
-    allowance = e.allowance * sides.amplify
-    allowance, equal = jnp.broadcast_to(allowance, slack.shape), jnp.broadcast_to(jnp.asarray(sides.equal), slack.shape)
-    if spec.kind == "equality":
-        good = jnp.abs(slack) <= allowance
-        code = jnp.where(good, Verdict.HOLDS, jnp.where(jnp.isnan(slack), Verdict.UNDECIDED, Verdict.VIOLATED))
-        reason = jnp.where(jnp.isnan(slack), Reason.NAN, Reason.NONE)
-    else:
-        code, reason = decide(slack, allowance, equal=equal)
-    log_left, log_right = sides.left, jnp.broadcast_to(sides.right, jnp.shape(sides.left))
-    if slack.ndim:
-        worst = jnp.argmin(jnp.where(equal, jnp.inf, slack))
-        code, reason = all_of(code, reason)
-        slack, allowance, log_left, log_right = (x[worst] for x in (slack, allowance, log_left, log_right))
-    for name in spec.needs:
-        code, reason = _given(getattr(e.conditions, name), code, reason)
-    # a VIOLATED or missing condition outranks an undecided one, whatever their order
-    for name in spec.needs:
-        lost = _lost(getattr(e.conditions, name))
-        code, reason = jnp.where(lost, Verdict.NOT_APPLICABLE, code), jnp.where(lost, Reason.NEEDS_CONDITION, reason)
-    if spec.applies is not None:
-        applies = spec.applies(e)
-        code = jnp.where(applies, code, Verdict.NOT_APPLICABLE)
-        reason = jnp.where(applies, reason, Reason.NEEDS_CONDITION)
-    cast = lambda x: jnp.asarray(x, dtype)
-    return Claim(
-        log_left=cast(log_left),
-        log_right=cast(log_right),
-        slack=cast(slack),
-        tolerance=cast(allowance),
-        code=jnp.asarray(code, jnp.int32),
-        reason_code=jnp.asarray(reason, jnp.int32),
+def _evaluate(e: Evidence) -> ClaimTable:
+    """Turn the two sides of every claim into slack, tolerance and verdict, all claims at once."""
+    dtype, length = e.chain.dtype, e.chain.depth
+    present = [not spec.needs_context or bool(e.chain.context_size) for spec in CLAIMS.values()]
+    if e.spine.length == 0 or not any(present):
+        nan = jnp.full((len(CLAIMS),), jnp.nan, dtype)
+        code = jnp.full((len(CLAIMS),), Verdict.NOT_APPLICABLE, jnp.int32)
+        reason = jnp.full((len(CLAIMS),), Reason.SINGLE_LAYER, jnp.int32)
+        return ClaimTable(log_left=nan, log_right=nan, slack=nan, tolerance=nan, code=code, reason_code=reason)
+    sides = [spec.sides(e) for spec in CLAIMS.values()]
+
+    def column(field: str, kind: Any) -> Any:
+        cells = [jnp.atleast_1d(jnp.asarray(getattr(side, field), kind)) for side in sides]
+        return jnp.stack([
+            jnp.pad(cell, (0, length - cell.shape[0])) if cell.shape[0] > 1 else jnp.broadcast_to(cell, (length,))
+            for cell in cells
+        ])
+
+    left, right, scale = (column(field, dtype) for field in ("left", "right", "scale"))
+    equal, amplify = column("equal", bool), column("amplify", dtype)
+    real = np.arange(length) < np.asarray([[jnp.size(side.left)] for side in sides])  # the rest is padding
+    equality = np.asarray([[spec.kind == "equality"] for spec in CLAIMS.values()])
+
+    unit = jnp.where(jnp.isneginf(scale), 0.0, scale)
+    low, high = jnp.exp(left - unit), jnp.exp(right - unit)
+    slack = jnp.where(jnp.isposinf(high) & jnp.isfinite(low), jnp.inf, high - low)
+    allowance = e.allowance * amplify
+    code, reason = decide(slack, allowance, equal=equal | equality)
+    # an equality beyond its allowance is violated on either side
+    code = jnp.where(equality & (code == Verdict.HOLDS) & (slack > allowance), Verdict.VIOLATED, code)
+    reason = jnp.where(equality & (reason == Reason.EQUAL_BY_CONSTRUCTION), Reason.NONE, reason)
+    code, reason = jnp.where(real, code, Verdict.HOLDS), jnp.where(real, reason, Reason.NONE)
+    binding = jnp.argmin(jnp.where(real, jnp.where(equal, jnp.finfo(dtype).max, slack), jnp.inf), axis=1)
+    pick = lambda x: jnp.take_along_axis(x, binding[:, None], axis=1)[:, 0]
+    code, reason = all_of(code.T, reason.T)
+
+    needs = np.asarray([[name in spec.needs for name in PARTS] for spec in CLAIMS.values()])
+    given = jnp.stack([e.conditions[name].code for name in PARTS])
+    unknown = jnp.any(needs & (given == Verdict.UNDECIDED), axis=1)
+    # a violated or absent condition outranks an undecided one
+    lost = jnp.any(needs & ((given == Verdict.VIOLATED) | (given == Verdict.NOT_APPLICABLE)), axis=1)
+    lost = lost | ~jnp.stack([jnp.asarray(True if spec.applies is None else spec.applies(e)) for spec in CLAIMS.values()])
+    code = jnp.where(lost, Verdict.NOT_APPLICABLE, jnp.where(unknown, Verdict.UNDECIDED, code))
+    reason = jnp.where(lost | unknown, Reason.NEEDS_CONDITION, reason)
+    absent = ~np.asarray(present)
+    return ClaimTable(
+        log_left=jnp.where(absent, jnp.nan, pick(left)),
+        log_right=jnp.where(absent, jnp.nan, pick(right)),
+        slack=jnp.where(absent, jnp.nan, pick(slack)),
+        tolerance=jnp.where(absent, jnp.nan, pick(allowance)),
+        code=jnp.where(absent, Verdict.NOT_APPLICABLE, code).astype(jnp.int32),
+        reason_code=jnp.where(absent, Reason.NO_CONTEXT, reason).astype(jnp.int32),
     )
-
-
-def _lost(condition: Condition) -> Any:
-    return (condition.code == Verdict.VIOLATED) | (condition.code == Verdict.NOT_APPLICABLE)
-
-
-def _given(condition: Condition, code: Any, reason: Any) -> tuple[Any, Any]:
-    """Lower a verdict to UNDECIDED where a condition it needs is undecided."""
-    unknown = condition.code == Verdict.UNDECIDED
-    return jnp.where(unknown, Verdict.UNDECIDED, code), jnp.where(unknown, Reason.NEEDS_CONDITION, reason)
 
 
 def _plain(x: Any) -> Any:
@@ -508,4 +532,4 @@ def _to_dict(v: Verification) -> dict[str, Any]:
     }
 
 
-__all__ = ["CLAIMS", "ClaimSpec", "Evidence", "Regime", "Sides", "Verification", "verify", "verify_many"]
+__all__ = ["CLAIMS", "ClaimSpec", "Evidence", "Sides", "Verification", "verify", "verify_many"]

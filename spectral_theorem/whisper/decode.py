@@ -183,6 +183,10 @@ def encode_audio(
     ------
     InputError
         If the audio cannot be used, or is longer than one window of the model (30 s).
+
+    Notes
+    -----
+    The spectrogram is computed in float64 when JAX's 64-bit mode is on, whatever the model's dtype.
     """
     if isinstance(audio, str | os.PathLike):
         samples, _ = load_audio(Path(audio))
@@ -200,8 +204,8 @@ def encode_audio(
             f"at most one window, {window / SAMPLE_RATE:g} s",
             "cutting it into windows",
         )
-    wide = jnp.promote_types(model.dtype, jnp.float32)
-    mel = log_mel(samples.astype(wide), model.dims.mels, length=window)
+    widest = np.float64 if jax.config.jax_enable_x64 else np.float32  # pyright: ignore[reportAttributeAccessIssue]
+    mel = log_mel(samples.astype(widest), model.dims.mels, length=window)
     return model.encode(mel), samples.size / SAMPLE_RATE
 
 

@@ -263,6 +263,12 @@ def read_out(parameters: Parameters, h: Float[Array, "*rows width"]) -> Float[Ar
 
 
 @functools.partial(jax.jit, static_argnames="heads")
+def _decoder_block(
+    parameters: Parameters, x: Float[Array, "n width"], c: Float[Array, "frames width"], heads: int
+) -> tuple[Float[Array, "n width"], dict[str, Any]]:
+    return blocks.decoder_block_sequence(parameters, x, c, heads)
+
+
 def decoder_pass(
     parameters: Parameters, tokens: Int[Array, " n"], context: Float[Array, "frames width"], *, heads: int
 ) -> DecoderPass:
@@ -278,11 +284,15 @@ def decoder_pass(
     Returns
     -------
     DecoderPass
+
+    Notes
+    -----
+    One compiled block serves all layers, as in `encode`.
     """
     x = embed(parameters, tokens, np.arange(tokens.shape[0]))
     records, first = [], x
     for index in sorted(parameters["layers"]):
-        x, record = blocks.decoder_block_sequence(parameters["layers"][index], x, context, heads)
+        x, record = _decoder_block(parameters["layers"][index], x, context, heads)
         records.append(record)
     stacked = {name: jnp.stack([record[name] for record in records]) for name in records[0]}
     residual = jnp.concatenate([first[None], stacked.pop("residual")])

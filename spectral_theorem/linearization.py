@@ -7,7 +7,7 @@ finds a short context in which every norm and inner product of the theorem is th
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,13 +22,7 @@ _TANGENTS = 256  # context directions differentiated at once
 _BYTES = 2**28  # aimed-at size of one block of context-sized vectors
 
 
-def linearize(
-    layers: Sequence[Callable[..., Any]],
-    state: Any,
-    context: Any,
-    *,
-    initial: Callable[..., Any] | None = None,
-) -> LayerChain:
+def linearize(layers: Any, state: Any, context: Any, *, initial: Any = None) -> LayerChain:
     r"""Run a stack of layers and take the Jacobians of each at its own input.
 
     .. math:: W_l = \partial h_l/\partial h_{l-1},\qquad G_l = \partial f_l/\partial c
@@ -97,7 +91,7 @@ def linearize(
     return LayerChain(jnp.stack(propagators), jnp.stack(injections), start)
 
 
-def operators(layers: Sequence[Callable[..., Any]], state: Any, context: Any) -> "OperatorChain":
+def operators(layers: Any, state: Any, context: Any) -> "OperatorChain":
     r"""Run a stack of layers and keep its Jacobians as linear maps, for large contexts.
 
     .. math:: x \mapsto W_l x,\quad y \mapsto W_l^\top y,\quad x \mapsto G_l x,\quad y \mapsto G_l^\top y
@@ -462,8 +456,14 @@ def _checked_layers(layers: Any) -> tuple[Any, ...]:
     return tuple(_partial(layer) for layer in layers)
 
 
+def _checked(name: str, value: Any, rank: int, symbol: str) -> Any:
+    # constants inside someone's jit are looked at now, not traced
+    with jax.ensure_compile_time_eval():
+        return _checked_array(name, value, rank, symbol)
+
+
 def _checked_context(context: Any) -> Any:
-    return _checked_array("context", context, np.ndim(context), "an array of any shape")
+    return _checked("context", context, np.ndim(context), "an array of any shape")
 
 
 def _first_state(state: Any, context: Any, initial: Any) -> tuple[Any, Any]:
@@ -476,7 +476,7 @@ def _first_state(state: Any, context: Any, initial: Any) -> tuple[Any, Any]:
             refuse(f"initial of type {type(initial).__name__}", "a function c -> h_0", "initial=lambda c: c[:4]")
         function = _partial(initial)
         state = function(context)
-    h = _checked_array("state", state, 1, "(D,)")
+    h = _checked("state", state, 1, "(D,)")
     if h.dtype != context.dtype:
         refuse(f"state in {h.dtype} beside context in {context.dtype}", "one dtype", f"context.astype('{h.dtype}')")
     return h, function
