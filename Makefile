@@ -26,7 +26,7 @@ lint: $(VENV)/.made-dev
 	$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python
 
 docs: $(VENV)/.made-docs
-	$(VENV)/bin/mkdocs build --strict $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict $(ARGS)
 
 parity: $(VENV)/.made-parity
 	SPECTRAL_THEOREM_REQUIRE_PARITY=1 $(VENV)/bin/python -m pytest tests/parity $(ARGS)

@@ -17,7 +17,7 @@ from .bounds import signed_rows
 from .coherence import Coherence, coherence_direction
 from .path import Spine, dense, first_layer, log_gains, reverse_cumsum, row_projections, spine
 from .scaled import norm
-from .types import Condition, Reason, Thresholds, Triplets, Verdict, all_of, container, decide, tolerance
+from .types import Condition, Reason, Thresholds, Triplets, Verdict, all_of, as_table, container, decide, tolerance
 
 PARTS = {
     "stability": ("gain", "cumulative_gain", "gain_literal"),
@@ -123,7 +123,7 @@ def check_conditions(
 
 
 class Row(NamedTuple):
-    """Hold the entries of one condition before judgement; every field broadcasts to (m,).
+    """Hold the entries of one condition before judgement; fields are (m,), or () where m = 1.
 
     The exact slack of an entry lies in [low, high]; an entry that is not `known` is undecided for
     the reason `why`. `number` is the 1-based layer or injection of an entry.
@@ -312,13 +312,11 @@ def _judge(rows: dict[str, Row], chain: Any) -> dict[str, Any]:
     length, dtype = chain.depth, chain.dtype
 
     def column(field: str, kind: Any, absent: Any) -> Any:
-        cells = [jnp.atleast_1d(jnp.asarray(getattr(row, field), kind)) for row in rows.values()]
-        return jnp.stack([jnp.pad(cell, (0, length - cell.shape[0]), constant_values=absent) for cell in cells])
+        return as_table([getattr(row, field) for row in rows.values()], length, absent, kind)
 
     # a padded entry has infinite slack and is known: it neither binds nor blocks
     value, slack, low, high = (column(f, dtype, jnp.inf) for f in ("value", "slack", "low", "high"))
     error, number, known = column("error", dtype, 0.0), column("number", jnp.int32, 0), column("known", bool, True)
-    known = known | (jnp.arange(length) >= np.asarray([[jnp.size(row.value)] for row in rows.values()]))
     allowance = jnp.asarray(tolerance(chain), dtype)
     sure, reason = decide(low, allowance)
     lost, _ = decide(high, allowance)

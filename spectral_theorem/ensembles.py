@@ -5,6 +5,7 @@ checker never sees what was planted: it gets the arrays and must find the scalar
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -199,16 +200,20 @@ def _assemble(
 ) -> tuple[Any, Any, Any, PlantedVectors]:
     """Build propagators, injections, the initial Jacobian and the planted vectors from checked arrays."""
     L, D, dtype = sigma.shape[0], b.shape[0] + 1, sigma.dtype
-    keys = jax.random.split(key, 7)
-    draw = lambda i, *shape: jax.random.normal(keys[i], shape, dtype)
+    noise = _draw(
+        key, dtype, (2 * L, D, D), (L - 1, D - 1), (D,), (context,), (L, context), (L, D - 1, context), (D, context)
+    )
+    frames, aside, v1, psi, t, bulk, last = noise
 
-    left = _frames(draw(0, L, D, D))
+    # One call for both sets of frames: two independent batched LAPACK calls in one program can
+    # block each other for ever in XLA's CPU thread pool.
+    left, right = jnp.split(_frames(frames), 2)
     u, u_perp = left[..., 0], left[..., 1:]
     # w inside the span of u_perp is orthogonal to u to rounding, however small the random part is.
-    w = jnp.einsum("lij,lj->li", u_perp[:-1], _unit(draw(1, L - 1, D - 1)), precision="highest")
-    v = jnp.concatenate([_unit(draw(2, 1, D)), kappa[:, None] * u[:-1] + s[:, None] * w])
-    right = _frames(jnp.concatenate([v[..., None], draw(3, L, D, D - 1)], axis=-1))
-    v, v_perp = right[..., 0], right[..., 1:]
+    w = jnp.einsum("lij,lj->li", u_perp[:-1], _unit(aside), precision="highest")
+    v = jnp.concatenate([_unit(v1)[None], _unit(kappa[:, None] * u[:-1] + s[:, None] * w)])
+    right = _turn(right, v)
+    v_perp = right[..., 1:]
 
     spectrum = jnp.concatenate([jnp.ones((L, 1), dtype), xi[:, None] * b], axis=1)
     scaled = left * (sigma[:, None] * spectrum)[:, None, :]
@@ -218,26 +223,44 @@ def _assemble(
     shared = lambda x: jnp.concatenate([x[:1], x[:-1]])
     turn = jnp.where(kappa < 0, -1.0, 1.0).astype(dtype)
     amplitude_sign = jnp.concatenate([jnp.cumprod(turn[::-1])[::-1], jnp.ones((1,), dtype)])
-    psi = _unit(draw(4, context))
-    t = draw(5, L, context)
+    psi = _unit(psi)
     for _ in range(2):  # one projection leaves a relative error of eps over what survives it
         t = t - (t @ psi)[:, None] * psi
     g = shared(c)[:, None] * psi + shared(c_rest)[:, None] * _unit(t)
     row = (shared(signs) * amplitude_sign * shared(gamma))[:, None] * g
-    bulk_key, last_key = jax.random.split(keys[6])
-    bulk = _unit(jax.random.normal(bulk_key, (L, D - 1, context), dtype), axes=2)
+    bulk = _unit(bulk, axes=2)
     bulk = jnp.einsum("lij,ljc->lic", v_perp, shared(rest)[:, None, None] * bulk, precision="highest")
     planted_g = shared(norms)[:, None, None] * (v[:, :, None] * row[:, None, :] + bulk)
-    last = norms[-1] * _unit(jax.random.normal(last_key, (D, context), dtype), axes=2)
-    injections = jnp.concatenate([planted_g[1:], last[None]])
+    injections = jnp.concatenate([planted_g[1:], norms[-1] * _unit(last, axes=2)[None]])
     return propagators, injections, planted_g[0], PlantedVectors(u, v, psi)
 
 
-def _frames(columns: Any) -> Any:
-    """Orthonormalise (L, D, D), keeping the first column and the Haar law of Gaussian ones."""
-    q, r = jnp.linalg.qr(columns)
+def _draw(key: Any, dtype: Any, *shapes: tuple[int, ...]) -> list[Any]:
+    """Draw independent standard normal arrays from one stream, which compiles once instead of seven times."""
+    sizes = [math.prod(shape) for shape in shapes]
+    flat = jax.random.normal(key, (sum(sizes),), dtype)
+    starts = np.cumsum([0, *sizes])
+    return [flat[i : i + n].reshape(shape) for i, n, shape in zip(starts, sizes, shapes, strict=False)]
+
+
+def _frames(gaussian: Any) -> Any:
+    """Return Haar-random orthogonal matrices from Gaussian ones, (n, D, D)."""
+    q, r = jnp.linalg.qr(gaussian)
     diagonal = jnp.diagonal(r, axis1=-2, axis2=-1)
-    return q * jnp.where(diagonal < 0, -1.0, 1.0).astype(q.dtype)[:, None, :]
+    return q * jnp.where(diagonal < 0, -1.0, 1.0).astype(q.dtype)[..., None, :]
+
+
+def _turn(frames: Any, first: Any) -> Any:
+    """Reflect frames (n, D, D) so that their first column becomes `first` (n, D), up to its sign, then set it."""
+    q = frames[..., 0]
+    # The reflection to the farther of +first and -first: |z| >= sqrt(2), so nothing cancels.
+    side = jnp.where(jnp.sum(q * first, axis=-1, keepdims=True) < 0, -1.0, 1.0).astype(q.dtype)
+    z = q + side * first
+    scale = 2 / jnp.sum(z * z, axis=-1)
+    rest = frames[..., 1:]
+    along = jnp.einsum("lj,ljk->lk", z, rest, precision="highest")
+    rest = rest - (scale[:, None] * z)[:, :, None] * along[:, None, :]
+    return jnp.concatenate([first[..., None], rest], axis=-1)
 
 
 def _unit(x: Any, axes: int = 1) -> Any:
@@ -262,7 +285,11 @@ def _dtype(dtype: Any) -> Any:
     if chosen not in (jnp.dtype("float32"), jnp.dtype("float64")):
         refuse(f"dtype {chosen}", "float32 or float64", "dtype='float32'")
     if jax.dtypes.canonicalize_dtype(chosen) != chosen:
-        refuse("dtype float64 while JAX's 64-bit mode is off", "the 64-bit mode", "jax.config.update('jax_enable_x64', True)")
+        refuse(
+            "dtype float64 while JAX's 64-bit mode is off",
+            "the 64-bit mode",
+            "jax.config.update('jax_enable_x64', True)",
+        )
     return chosen
 
 

@@ -455,3 +455,23 @@ def all_of(codes: Any, reasons: Any) -> tuple[Any, Any]:
     first = jnp.argmin(order, axis=0)
     take = lambda a: jnp.take_along_axis(a, first[None], axis=0)[0]
     return take(codes), take(reasons)
+
+
+def as_table(cells: Any, length: int, absent: Any, kind: Any) -> Any:
+    """Lay entries of different lengths out as rows of one (R, length) array, padded with `absent`.
+
+    One concatenation and one gather with constant indices: padding row by row would compile a kernel
+    per row and dominate the cost of a first call.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> as_table([jnp.asarray([1.0, 2.0]), 3.0], 3, 0.0, jnp.float32).tolist()
+    [[1.0, 2.0, 0.0], [3.0, 0.0, 0.0]]
+    """
+    flat = [jnp.ravel(jnp.asarray(cell, kind)) for cell in cells]
+    sizes = [cell.shape[0] for cell in flat]
+    starts = np.cumsum([0, *sizes[:-1]])
+    column = np.arange(length)
+    index = np.where(column < np.asarray(sizes)[:, None], starts[:, None] + column, sum(sizes))
+    return jnp.concatenate([*flat, jnp.asarray(absent, kind)[None]])[index]

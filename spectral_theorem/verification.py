@@ -22,7 +22,7 @@ from .path import DominantPath, Spine, dense, dominant_path, first_layer, log_ga
 from .regimes import RegimeReport, classify
 from .scaled import Scaled, log_of, norm, scaled
 from .triplets import decompose
-from .types import Claim, Condition, Reason, Thresholds, Triplets, Verdict, all_of, container, decide, tolerance
+from .types import Claim, Condition, Reason, Thresholds, Triplets, Verdict, all_of, as_table, container, decide, tolerance
 
 
 class Evidence(NamedTuple):
@@ -395,11 +395,7 @@ def _evaluate(e: Evidence) -> ClaimTable:
     sides = [spec.sides(e) for spec in CLAIMS.values()]
 
     def column(field: str, kind: Any) -> Any:
-        cells = [jnp.atleast_1d(jnp.asarray(getattr(side, field), kind)) for side in sides]
-        return jnp.stack([
-            jnp.pad(cell, (0, length - cell.shape[0])) if cell.shape[0] > 1 else jnp.broadcast_to(cell, (length,))
-            for cell in cells
-        ])
+        return as_table([jnp.broadcast_to(getattr(x, field), jnp.shape(x.left)) for x in sides], length, 0, kind)
 
     left, right, scale = (column(field, dtype) for field in ("left", "right", "scale"))
     equal, amplify = column("equal", bool), column("amplify", dtype)

@@ -205,6 +205,9 @@ def _encoder_block(
     return over_batch(functools.partial(blocks.encoder_block, parameters, heads=heads), 2, x)
 
 
+_norm = jax.jit(blocks.layer_norm)
+
+
 def encode(
     parameters: Parameters, mel: Float[Array, "*batch mels frames2"], *, heads: int
 ) -> Float[Array, "*batch frames width"]:
@@ -227,7 +230,7 @@ def encode(
     x = _stem({name: parameters[name] for name in ("conv1", "conv2", "embed_positions")}, mel)
     for index in sorted(parameters["layers"]):
         x = _encoder_block(parameters["layers"][index], x, heads)
-    return blocks.layer_norm(parameters["layer_norm"], x)
+    return _norm(parameters["layer_norm"], x)
 
 
 @container
@@ -251,6 +254,7 @@ class DecoderPass:
     logits: Float[Array, "*batch n vocabulary"]
 
 
+@jax.jit
 def embed(parameters: Parameters, token: Any, position: Any) -> Float[Array, "*rows width"]:
     """Return the first residual state of tokens at positions."""
     return parameters["embed_tokens"]["embedding"][token] + parameters["embed_positions"]["embedding"][position]
@@ -289,11 +293,17 @@ def decoder_pass(
     -----
     One compiled block serves all layers, as in `encode`.
     """
-    x = embed(parameters, tokens, np.arange(tokens.shape[0]))
+    tables = {name: parameters[name] for name in ("embed_tokens", "embed_positions")}
+    x = embed(tables, tokens, np.arange(tokens.shape[0]))
     records, first = [], x
     for index in sorted(parameters["layers"]):
         x, record = _decoder_block(parameters["layers"][index], x, context, heads)
         records.append(record)
+    return _gather({name: parameters[name] for name in ("layer_norm", "embed_tokens")}, first, records)
+
+
+@jax.jit
+def _gather(parameters: Parameters, first: Float[Array, "n width"], records: list[dict[str, Any]]) -> DecoderPass:
     stacked = {name: jnp.stack([record[name] for record in records]) for name in records[0]}
     residual = jnp.concatenate([first[None], stacked.pop("residual")])
-    return DecoderPass(residual=residual, logits=read_out(parameters, x), **stacked)
+    return DecoderPass(residual=residual, logits=read_out(parameters, residual[-1]), **stacked)

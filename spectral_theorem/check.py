@@ -1,0 +1,197 @@
+"""Run one `verify`: a planted chain, a chain file or a run folder → verdict, record, run folder, report."""
+
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from .chainfile import load_chain, save_chain
+from .console import Outcome, exit_code, verification_text
+from .ensembles import planted
+from .report import write_report
+from .runs import SUMMARY, RunFolder, read_summary, verification_rows
+from .storage import json_ready
+from .types import LayerChain, Thresholds, refuse
+from .verification import verify
+
+# A verification holds about this many arrays of the chain's size at once.
+COPIES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Hold one chain to check: its name, where it is from, its file's thresholds, and what was found before."""
+
+    name: str
+    origin: str
+    chain: LayerChain
+    thresholds: Mapping[str, float]
+    recorded: Mapping[str, str]
+
+
+def run(
+    *,
+    file: Path | None = None,
+    out: Path | None = None,
+    require: str | None = None,
+    thresholds: Mapping[str, float] | None = None,
+    seed: int = 0,
+    dtype: str = "float64",
+    **numbers: Any,
+) -> Outcome:
+    """Check the chain, or the chains, that the options name.
+
+    Parameters
+    ----------
+    file : a chain in an .npz, or a run folder; None plants a chain.
+    out : run folder to write; None writes nothing.
+    require : "conditions" makes the exit code 1 unless all conditions hold.
+    thresholds : by name, those that override the file's and the library's.
+    seed, dtype, numbers : of the planted chain, as `ensembles.planted` takes them.
+
+    Returns
+    -------
+    Outcome
+        `record` holds config, verdicts, and every verification as `to_dict` gives it.
+
+    Raises
+    ------
+    InputError
+        On options out of range, a chain too large for this machine, a file or folder that cannot be
+        read or written.
+
+    Notes
+    -----
+    Everything a user can get wrong is looked at before the computation starts.
+
+    Examples
+    --------
+    >>> found = run(layers=4, width=4, context=3, sigma=1.02, kappa=0.9999, xi=1e-3, gamma=0.5, coherence=0.9)
+    >>> found.exit_code, found.record["verdicts"]["planted"]["c2"]
+    (0, 'HOLDS')
+    """
+    if file is None:
+        cases = [_plant(seed=seed, dtype=dtype, **numbers)]
+    else:
+        cases = _replay(file) if file.is_dir() else [_read(file)]
+    limits = [Thresholds(**{**case.thresholds, **(thresholds or {})}) for case in cases]
+    folder = RunFolder(out) if out is not None else None
+    chains, texts = {}, []
+    for case, limit in zip(cases, limits, strict=True):
+        with working(f"verifying {case.name}"):
+            chains[case.name] = verify(case.chain, limit).to_dict()
+        shape = f"L={case.chain.depth}, D={case.chain.width}, C={case.chain.context_size}, {case.chain.dtype}"
+        text = verification_text(chains[case.name], title=f"{case.origin}: {shape}")
+        texts.append("\n\n".join(filter(None, [text, _compared(case, verdicts(chains[case.name]))])))
+    record = {
+        "verb": "verify",
+        "config": {"file": file, "thresholds": thresholds or {}, **({} if file else numbers)},
+        "seeds": [] if file else [seed],
+        "dtype": str(cases[0].chain.dtype),
+        "verdicts": {name: verdicts(chain) for name, chain in chains.items()},
+        "chains": chains,
+    }
+    if folder is not None:
+        _write(folder, cases, record)
+        texts.append(f"written to {folder.path}: {', '.join(sorted(p.name for p in folder.path.iterdir()))}")
+    return Outcome("\n\n".join(texts), json_ready(record)[0], exit_code(list(chains.values()), require=require))
+
+
+def verdicts(chain: Mapping[str, Any]) -> dict[str, str]:
+    """Collect the verdict of every condition and claim of a verification.
+
+    Parameters
+    ----------
+    chain : the verification as `to_dict` gives it.
+
+    Examples
+    --------
+    >>> verdicts({"conditions": {"purity": {"verdict": "HOLDS"}}, "claims": {"c2": {"verdict": "UNDECIDED"}}})
+    {'purity': 'HOLDS', 'c2': 'UNDECIDED'}
+    """
+    entries = {**chain["conditions"], **chain["claims"]}
+    return {name: entry["verdict"] for name, entry in entries.items()}
+
+
+@contextlib.contextmanager
+def working(what: str) -> Iterator[None]:
+    """Show on a terminal's standard error that work is going on; elsewhere nothing.
+
+    Parameters
+    ----------
+    what : the work, in a few words.
+
+    Examples
+    --------
+    >>> with working("counting"):
+    ...     print(1)
+    1
+    """
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
+
+
+def _plant(*, seed: int, dtype: str, **numbers: Any) -> Case:
+    layers, width, context = (max(numbers[name], 0) for name in ("layers", "width", "context"))
+    needed = COPIES * layers * width * (width + context) * jax.numpy.dtype(dtype).itemsize
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > available:
+        refuse(
+            f"--layers {layers} --width {width} --context {context}, about {needed / 1e9:.3g} GB",
+            f"a chain that fits in {available / 1e9:.3g} GB",
+            "a smaller --width",
+        )
+    if not 0 <= seed < 2**32:
+        refuse(f"--seed {seed}", "a whole number from 0 to 4294967295", "--seed 0")
+    chain = planted(jax.random.key(seed), dtype=dtype, **numbers)
+    return Case("planted", f"planted chain, seed {seed}", chain, {}, {})
+
+
+def _read(file: Path) -> Case:
+    chain, meta = load_chain(file)
+    recorded = {meta["claim"]: meta["expected"]} if {"claim", "expected"} <= meta.keys() else {}
+    return Case(file.stem, str(file), chain, meta.get("thresholds", {}), recorded)
+
+
+def _replay(folder: Path) -> list[Case]:
+    """Read every chain that a run kept, with the verdicts it came to."""
+    summary = read_summary(folder)
+    files = sorted(folder.glob("*.npz"))
+    if not files:
+        refuse(f"{folder}, a run that kept no chain", f"{SUMMARY} with .npz files beside it", "verify --out run1")
+    recorded = summary.get("verdicts", {})
+    return [dataclasses.replace(_read(file), recorded=recorded.get(file.stem, {})) for file in files]
+
+
+def _compared(case: Case, found: Mapping[str, str]) -> str:
+    """Say whether the verdicts recorded earlier were found again."""
+    changed = [
+        f"{name} {before} -> {found.get(name, 'unknown')}"
+        for name, before in case.recorded.items()
+        if found.get(name) != before
+    ]
+    if changed:
+        return f"NOT as recorded: {', '.join(changed)}"
+    return f"as recorded: all {len(case.recorded)} verdicts found again" if case.recorded else ""
+
+
+def _write(folder: RunFolder, cases: list[Case], record: Mapping[str, Any]) -> None:
+    folder.begin()
+    for case in cases:
+        chain = record["chains"][case.name]
+        save_chain(folder.path / f"{case.name}.npz", case.chain, {"thresholds": chain["thresholds"]})
+        labels = {"clip": case.name, "component": "chain", "granularity": "block", "scope": "synthetic"}
+        rows = verification_rows(chain, **labels, context="full", dtype=record["dtype"])
+        folder.write_table(rows, part=case.name)
+    folder.write_summary(record)
+    write_report(folder.path)
