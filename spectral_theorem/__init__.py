@@ -28,6 +28,7 @@ _HOME = {
     "coherence_direction": "coherence",
     "check_conditions": "conditions",
     "residual_bounds": "bounds",
+    "depth_profile": "profile",
     "phase": "regimes",
     "classify": "regimes",
     "lyapunov_exponents": "regimes",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from .conditions import check_conditions
     from .linearization import OperatorChain, linearize, operators
     from .path import context_jacobian, dominant_path
+    from .profile import depth_profile
     from .regimes import classify, lyapunov_exponents, phase
     from .triplets import decompose
     from .types import (

@@ -27,7 +27,7 @@ _FORMATS = "a wav, flac, ogg or mp3 file"
 
 
 def load_audio(
-    path: str | os.PathLike[str], *, longest_seconds: float = LONGEST_SECONDS
+    path: str | os.PathLike[str], *, longest_seconds: int | float = LONGEST_SECONDS
 ) -> tuple[Float[np.ndarray, " n"], int]:
     """Read a sound file as one channel at 16 kHz.
 
@@ -76,7 +76,9 @@ def load_audio(
             rate, seconds = file.samplerate, file.frames / max(file.samplerate, 1)
             if seconds > longest_seconds:
                 refuse(
-                    f"{path} of {seconds:.0f} s", f"at most {longest_seconds:.0f} s", "a shorter file, or longest_seconds"
+                    f"{path} of {seconds:.0f} s",
+                    f"at most {longest_seconds:.0f} s",
+                    "a shorter file, or longest_seconds",
                 )
             blocks = [block.mean(axis=1) for block in file.blocks(blocksize=_BLOCK, dtype="float64", always_2d=True)]
     except InputError:
@@ -100,7 +102,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def concatenate(
-    clips: Sequence[Float[np.ndarray, " _"]], gap_seconds: float = 0.0, *, rate: int = SAMPLE_RATE
+    clips: Sequence[Float[np.ndarray, " _"]], gap_seconds: int | float = 0.0, *, rate: int = SAMPLE_RATE
 ) -> Float[np.ndarray, " n"]:
     """Join clips in order, with silence between them.
 
@@ -176,7 +178,8 @@ def _filters(n_mels: int) -> np.ndarray:
 def mel_filters(n_mels: int = 80) -> Float[np.ndarray, "mels bins"]:
     r"""Build triangular filters of equal area, evenly spaced in mel.
 
-    .. math:: F_{mi} = \frac{2}{r_m - l_m}\max\Big(0, \min\Big(\frac{f_i - l_m}{c_m - l_m}, \frac{r_m - f_i}{r_m - c_m}\Big)\Big)
+    .. math:: F_{mi} = \frac{2}{r_m - l_m}
+        \max\Big(0, \min\Big(\frac{f_i - l_m}{c_m - l_m}, \frac{r_m - f_i}{r_m - c_m}\Big)\Big)
 
     Parameters
     ----------
@@ -201,7 +204,7 @@ def mel_filters(n_mels: int = 80) -> Float[np.ndarray, "mels bins"]:
 
 
 def log_mel(
-    samples: Float[Array | np.ndarray, " n"], n_mels: int = 80, *, length: int = WINDOW_SAMPLES
+    samples: Array | np.ndarray, n_mels: int = 80, *, length: int = WINDOW_SAMPLES
 ) -> Float[Array, "mels frames"]:
     r"""Compute Whisper's log-mel spectrogram of one window.
 
@@ -238,8 +241,10 @@ def log_mel(
     >>> log_mel(jnp.zeros(100, dtype=jnp.float32), length=3200).shape
     (80, 20)
     """
-    if samples.dtype not in (np.float32, np.float64):
-        refuse(f"samples with dtype {samples.dtype}", "float32 or float64", "samples.astype('float32')")
+    if samples.dtype not in (np.float32, np.float64) or samples.ndim != 1:
+        refuse(
+            f"samples of shape {samples.shape}, dtype {samples.dtype}", "(n,) float32 or float64", "load_audio(path)"
+        )
     if length % HOP or length < 2 * HOP:
         refuse(f"a window of {length} samples", f"a multiple of {HOP}, at least {2 * HOP}", f"length={WINDOW_SAMPLES}")
     return _log_mel(pad_or_trim(samples, length), n_mels)

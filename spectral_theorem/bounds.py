@@ -24,6 +24,7 @@ from .path import (
     previous,
     reverse_cumsum,
     row_projections,
+    signed_rows,
     spine,
 )
 from .scaled import log_of, meet, norm, scaled
@@ -129,7 +130,8 @@ def _residual_bounds(chain: Any, triplets: Triplets, path: DominantPath | None, 
     else:
         first = first_layer(chain)
         kappa, misalignment = (x[first:] for x in upper_alignment(triplets))
-        residual = _norm_bounds(s, kappa, misalignment) | _row_exact(s) | _top_k(s, triplets, first, path)
+        residual = _norm_bounds(s, kappa, misalignment) | _top_k(s, triplets, first, path)
+        residual |= {name: each[-1] for name, each in row_exact(s).items()}
         residual |= _psi_bounds(s, coherence)
     return Bounds(
         **{f"log_{name}": value for name, value in residual.items()},
@@ -151,7 +153,7 @@ def _norm_bounds(s: Spine, kappa: Any, misalignment: Any) -> dict[str, Any]:
     off_path = norm(off, axis=(1, 2))
     size = norm(s.sources, axis=(1, 2))
     gains = log_gains(s)
-    x_v, x_perp, telescoped = _transfer(s.xi, kappa, misalignment)
+    x_v, x_perp, telescoped = transfer_factors(s.xi, kappa, misalignment)
     total = lambda log_terms: jax.nn.logsumexp(gains + log_terms)
     return {
         "paper": total(log_of(reverse_cumsum(s.xi)) + log_of(size)),
@@ -160,32 +162,35 @@ def _norm_bounds(s: Spine, kappa: Any, misalignment: Any) -> dict[str, Any]:
     }
 
 
-def _transfer(xi: Any, kappa: Any, misalignment: Any) -> tuple[Any, Any, Any]:
-    """Carry (m, p, q, n) for every injection at once; return log x_v, log x_perp, log telescoped, (n,) each.
+def transfer_factors(xi: Any, kappa: Any, misalignment: Any, *, every_depth: bool = False) -> tuple[Any, Any, Any]:
+    """Carry (m, p, q, n) for every injection at once; return log x_v, log x_perp, log telescoped.
 
-    Row i of the state belongs to the injection that enters before spine layer i; it starts to move
-    when the scan has passed that layer.
+    Entry k belongs to the injection that enters before spine layer k; it starts to move when the scan
+    has passed that layer. Shape (n,) at the last layer, or (n, n) with one row per depth (entries k
+    beyond the depth mean nothing): O(n^2) memory, for pictures.
     """
     n = xi.shape[0]
     zero, one = jnp.zeros_like(xi), jnp.ones_like(xi)
     index = jnp.arange(n)
+    read = lambda state: (log_of(state[0][3]) + state[0][4], log_of(state[1][3]) + state[1][4], log_of(state[2][0]))
 
-    def step(state: Any, layer: Any) -> tuple[Any, None]:
+    def step(state: Any, layer: Any) -> tuple[Any, Any]:
         along, across, (steps, carried) = state
         i, k, s, x = layer  # from spine layer i to i+1: kappa, s, and xi of the layer entered
-        moving = index <= i
-        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(moving, a, b), new, old)
-        telescoped = (steps + x * s * carried, k * carried)
-        return (
-            keep(_deviate(along, k, s, x), along),
-            keep(_deviate(across, k, s, x), across),
-            keep(telescoped, (steps, carried)),
-        ), None
+        moved = (
+            _deviate(along, k, s, x),
+            _deviate(across, k, s, x),
+            (steps + x * s * carried, k * carried),
+        )
+        state = jax.tree.map(lambda a, b: jnp.where(index <= i, a, b), moved, state)
+        return state, read(state) if every_depth else None
 
     start = ((one, zero, zero, zero, zero), (zero, zero, xi, xi, zero), (xi, one))
     layers = (jnp.arange(n - 1), kappa, misalignment, xi[1:])
-    (along, across, (steps, _)), _ = jax.lax.scan(step, start, layers)
-    return log_of(along[3]) + along[4], log_of(across[3]) + across[4], log_of(steps)
+    last, history = jax.lax.scan(step, start, layers)
+    if not every_depth:
+        return read(last)
+    return tuple(jnp.concatenate([first[None], rest]) for first, rest in zip(read(start), history, strict=True))  # pyright: ignore[reportReturnType]
 
 
 def _deviate(state: Any, k: Any, s: Any, x: Any) -> Any:
@@ -200,29 +205,31 @@ def _deviate(state: Any, k: Any, s: Any, x: Any) -> Any:
     return m_next / unit, p_next / unit, q_next / unit, n_next / unit, log + jnp.log(unit)
 
 
-def _row_exact(s: Spine) -> dict[str, Any]:
-    """Two-sided bound from j_l = J_l^T v_{l+1}: the exact last row and a recursion for the rest."""
+def row_exact(s: Spine) -> dict[str, Any]:
+    """Return the logs of the two-sided bound from j_l = J_l^T v_{l+1}, (n,) each, one per depth.
+
+    The row along v is exact; a recursion bounds the rest.
+    """
     deflate = lambda v, x: x - jnp.outer(v, v @ x)
 
-    def step(state: Any, layer: Any) -> tuple[Any, None]:
-        w, g, sigma, u_before, v, kappa_before, tail_before = layer
-        (jacobian, psi, row, beta, _), g, log = meet(state, scaled(g))
+    def step(state: Any, layer: Any) -> tuple[Any, Any]:
+        w, g, sigma, u_before, v, kappa_before, tail_before, tail = layer
+        (jacobian, psi, row, beta), g, log = meet(state, scaled(g))
         # across v: what the layer before sent along its own u is known exactly, the rest through beta
         beta = tail_before * beta + norm(deflate(v, jnp.outer(u_before, row) + g))
         seen, incoming = v @ jacobian, v @ g
         exact = sigma * norm(seen - kappa_before * psi)
         psi, row = sigma * (kappa_before * psi + incoming), sigma * (seen + incoming)
-        return scaled((w @ (jacobian + g), psi, row, beta, exact), log), None
+        upper = norm(jnp.stack([exact, tail * beta]))
+        after = scaled((w @ (jacobian + g), psi, row, beta), log)
+        return after, {"row_exact": log_of(upper) + log, "row_exact_lower": log_of(exact) + log}
 
     kappas = jnp.concatenate([jnp.zeros((1,), s.sigma.dtype), s.kappa])
     tails = s.sigma * s.xi
-    layers = (s.propagators, s.sources, s.sigma, previous(s.u), s.v, kappas, previous(tails))
+    layers = (s.propagators, s.sources, s.sigma, previous(s.u), s.v, kappas, previous(tails), tails)
     zero, empty = jnp.zeros((), s.sigma.dtype), jnp.zeros_like(s.sources[0, 0])
-    start = scaled((jnp.zeros_like(s.sources[0]), empty, empty, zero, zero))
-    last, _ = jax.lax.scan(step, start, layers)
-    _, _, _, beta, exact = last.value
-    upper = norm(jnp.stack([exact, tails[-1] * beta]))
-    return {"row_exact": log_of(upper) + last.log, "row_exact_lower": log_of(exact) + last.log}
+    start = scaled((jnp.zeros_like(s.sources[0]), empty, empty, zero))
+    return jax.lax.scan(step, start, layers)[1]
 
 
 def _top_k(s: Spine, triplets: Triplets, first: int, path: DominantPath) -> dict[str, Any]:
@@ -272,11 +279,6 @@ def _top_k(s: Spine, triplets: Triplets, first: int, path: DominantPath) -> dict
 def _unit_psi(path: DominantPath, size: int) -> Any:
     """Return Psi's direction, or zeros for the stand-in context of a chain without one."""
     return path.psi_direction if path.psi_direction.shape[0] == size else jnp.zeros((size,), path.psi_direction.dtype)
-
-
-def signed_rows(s: Spine) -> Any:
-    """Return sign(A_{L,k}) v_{k+1}^T G_k, (n, C): what hypothesis H3 asks a common direction for."""
-    return log_amplitudes(s)[1][:, None] * row_projections(s)
 
 
 def _psi_bounds(s: Spine, coherence: Coherence | None) -> dict[str, Any]:

@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .bounds import signed_rows
 from .coherence import Coherence, coherence_direction
-from .path import Spine, dense, first_layer, log_gains, reverse_cumsum, row_projections, spine
+from .path import Spine, dense, first_layer, log_gains, reverse_cumsum, row_projections, signed_rows, spine
 from .scaled import norm
 from .types import Condition, Reason, Thresholds, Triplets, Verdict, all_of, as_table, container, decide, tolerance
 

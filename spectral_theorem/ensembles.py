@@ -1,10 +1,5 @@
-"""Make chains whose answers are known: planted, random, and named counterexamples.
+"""Make chains to check: planted, random, and named counterexamples."""
 
-A planted chain prescribes every scalar of the theorem exactly and is random in all else. The
-checker never sees what was planted: it gets the arrays and must find the scalars again.
-"""
-
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,345 +8,397 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .planting import checked_dtype, checked_size, checked_values, draw, haar_frames, planted, unit
 from .types import LayerChain, refuse
 
-BULKS = ("flat", "linear", "geometric")
+__all__ = [
+    "COUNTEREXAMPLES",
+    "Counterexample",
+    "aligned_but_impure",
+    "coherent_but_sign_flipping",
+    "gaussian",
+    "growing_despite_rho_below_one",
+    "orthogonal",
+    "planted",
+    "residual",
+    "rotating",
+    "tied",
+]
 
 
-class PlantedVectors(NamedTuple):
-    """Hold what was planted: u, v (L, D) and psi (C,). Tests look; the checker never does."""
-
-    u: Any
-    v: Any
-    psi: Any
-
-
-def planted(
+def gaussian(
     key: Any,
     *,
     layers: int,
     width: int,
-    context: int,
-    sigma: Any,
-    kappa: Any,
-    xi: Any,
-    gamma: Any,
-    coherence: Any,
-    signs: Any = None,
-    bulk: Any = "flat",
-    injection_norm: Any = 1.0,
-    misalignment: Any = None,
+    context: int | None = None,
+    scale: Any = 1.0,
     initial: bool = False,
     dtype: Any = None,
 ) -> LayerChain:
-    r"""Make a chain with prescribed gains, alignments, gaps, injection shares and coherence.
-
-    .. math::
-
-        W_l = \sigma_l\bigl(u_l v_l^\top + \xi_l\, U_{\perp,l}\,\mathrm{diag}(b)\,V_{\perp,l}^\top\bigr),\quad
-        v_{l+1} = \kappa_l u_l + s_l w_l,\quad
-        v_{k+1}^\top G_k = \pm_k\,\gamma_k\|G_k\|_F\,\mathrm{sign}(A_{L,k})\,g_k,\quad
-        g_k = c_k\psi + \sqrt{1-c_k^2}\,t_k
+    r"""Make a chain of independent Gaussian propagators, entries :math:`N(0, \mathrm{scale}^2/D)`.
 
     Parameters
     ----------
     key : PRNG key
-        Frames, the directions :math:`w_l \perp u_l`, :math:`\psi`, :math:`t_k \perp \psi` and the rest
-        of every injection are Haar-random or Gaussian.
-    layers, width, context : int
-        L, D, C, each at least 1.
-    sigma : scalar or (L,)
-        :math:`\sigma_{1,l} > 0`.
-    kappa : scalar or (L-1,)
-        :math:`\kappa_l = v_{l+1}^\top u_l` in [-1, 1].
-    xi : scalar or (L,)
-        :math:`\sigma_{2,l}/\sigma_{1,l}` in [0, 1]; without effect when D=1.
-    gamma : scalar, (L-1,) or (L,)
-        :math:`\|v_{k+1}^\top G_k\|/\|G_k\|_F` in (0, 1]. In the (L,) form the last entry stands beside
-        :math:`G_L`, which no :math:`v_{L+1}` meets, and has no effect; the same holds for the next two.
-    coherence : scalar, (L-1,) or (L,)
-        :math:`c_k = \langle g_k, \psi\rangle` in [-1, 1] for the planted unit :math:`\psi`; the best
-        direction does at least as well.
-    signs : scalar, (L-1,) or (L,) of +1 or -1, optional
-        The factors :math:`\pm_k`. Default: all +1, so that hypothesis H3(c) holds.
-    bulk : {"flat", "linear", "geometric"} or (D-1,)
-        The factors b of :math:`\sigma_3 \ldots \sigma_D` over :math:`\sigma_2`, with largest entry 1. "flat":
-        all 1. "linear": :math:`1 - i/(D-1)`, i = 0…D-2. "geometric": :math:`2^{-i}`.
-    injection_norm : scalar or (L,)
-        :math:`\|G_k\|_F \ge 0`.
-    misalignment : scalar or (L-1,), optional
-        :math:`s_l \ge 0`, where it is too small for kappa to tell it: kappa=1, misalignment=1e-9.
-        Default: :math:`\sqrt{(1-\kappa)(1+\kappa)}`.
+    layers, width : int
+        L, D, each at least 1.
+    context : int, optional
+        C; injections are Gaussian with :math:`\|G_k\|_F=1`. Default: a chain without context.
+    scale : float
+        Positive; the largest singular value of a wide W is near 2 scale.
     initial : bool
-        Let :math:`h_0` depend on the context: adds :math:`G_0`, with gamma, coherence, sign and norm
-        of injection 1, coupled to :math:`v_1`.
+        Add :math:`G_0`, drawn like an injection; needs a context.
     dtype : float32 or float64, optional
         Default: JAX's default floating-point type.
 
     Returns
     -------
     LayerChain
-        propagators (L, D, D), injections (L, D, C), and initial (D, C) if asked for.
 
     Raises
     ------
     InputError
-        On sizes below 1, values out of range or of the wrong shape, an unknown bulk or dtype; when
-        D=1 and :math:`|\kappa| \ne 1` or :math:`\gamma \ne 1`; when C=1 and :math:`|c| \ne 1`. Traced
-        values are checked for shape only.
-
-    Notes
-    -----
-    Cost: two QR factorisations of (D, D) per layer, all layers at once; :math:`O(LD^3 + LDC)`. The
-    scalars are met to rounding in `dtype`. Two limits come from rounding and not from here: the
-    vectors of a W are recoverable from its entries only to eps/(1-xi), and where kappa=0 the sign of
-    :math:`A_{L,k}` is taken as +1. Jit- and vmap-able over key and over every real parameter.
+        On sizes below 1, a scale that is not positive, `initial` without context, or another dtype.
 
     References
     ----------
-    docs/notation.md (symbols); docs/theory (hypotheses H1-H4).
+    docs/notation.md.
 
     Examples
     --------
     >>> import jax
-    >>> chain = planted(jax.random.key(0), layers=3, width=4, context=2, sigma=2.0, kappa=0.9, xi=0.25,
-    ...                 gamma=0.5, coherence=0.9)
-    >>> [round(float(s), 5) for s in jax.numpy.linalg.svd(chain.propagators[1])[1]]
-    [2.0, 0.5, 0.5, 0.5]
+    >>> gaussian(jax.random.key(0), layers=3, width=4, context=2).injections.shape
+    (3, 4, 2)
     """
-    chain, _ = _planted_with_answers(
-        key,
-        layers=layers,
-        width=width,
-        context=context,
-        sigma=sigma,
-        kappa=kappa,
-        xi=xi,
-        gamma=gamma,
-        coherence=coherence,
-        signs=signs,
-        bulk=bulk,
-        injection_norm=injection_norm,
-        misalignment=misalignment,
-        initial=initial,
-        dtype=dtype,
-    )
-    return chain
+    w, g, g0 = _random(key, layers, width, context, initial, dtype)
+    factor = _positive("scale", scale) / math.sqrt(width)
+    return LayerChain(w * jnp.asarray(factor, w.dtype), g, g0)
 
 
-def _planted_with_answers(
+def orthogonal(
     key: Any,
     *,
     layers: int,
     width: int,
-    context: int,
-    sigma: Any,
-    kappa: Any,
-    xi: Any,
-    gamma: Any,
-    coherence: Any,
-    signs: Any = None,
-    bulk: Any = "flat",
-    injection_norm: Any = 1.0,
-    misalignment: Any = None,
+    context: int | None = None,
+    scale: Any = 1.0,
     initial: bool = False,
     dtype: Any = None,
-) -> tuple[LayerChain, PlantedVectors]:
-    """Plant a chain and return it together with u, v and psi."""
-    L, D, C = _size("layers", layers), _size("width", width), _size("context", context)
-    dtype = _dtype(dtype)
-    sigma = _values("sigma", sigma, (L,), above=0.0, hint="sigma=1.02")
-    xi = _values("xi", xi, (L,), low=0.0, high=1.0, hint="xi=0.01")
-    kappa = _values("kappa", kappa, (L - 1,), low=-1.0, high=1.0, hint="kappa=0.9999")
-    gamma = _values("gamma", gamma, (L, L - 1), above=0.0, high=1.0, hint="gamma=0.5")
-    coherence = _values("coherence", coherence, (L, L - 1), low=-1.0, high=1.0, hint="coherence=0.9")
-    signs = _values("signs", 1.0 if signs is None else signs, (L, L - 1), low=-1.0, high=1.0, hint="signs=1")
-    norms = _values("injection_norm", injection_norm, (L,), low=0.0, hint="injection_norm=1.0")
-    b = _bulk(bulk, D)
-    s = _complement(kappa) if misalignment is None else _misalignment(misalignment, kappa, L, dtype)
-    _only("signs", signs, lambda x: abs(x) == 1.0, "+1 or -1 everywhere", "signs=1")
-    if D == 1:
-        _only("kappa", kappa, lambda x: abs(x) == 1.0, "kappa=1 or -1 when width=1", "kappa=1.0")
-        _only("misalignment", s, lambda x: x == 0.0, "misalignment=0 when width=1", "misalignment=0.0")
-        _only("gamma", gamma, lambda x: x == 1.0, "gamma=1 when width=1", "gamma=1.0")
-    if C == 1:
-        _only("coherence", coherence, lambda x: abs(x) == 1.0, "coherence=1 or -1 when context=1", "coherence=1.0")
-    parts = (sigma, kappa, s, xi, b, gamma, _complement(gamma), coherence, _complement(coherence), signs, norms)
-    w, g, g0, vectors = _assemble(key, *(jnp.asarray(x, dtype) for x in parts), context=C)
-    return LayerChain(w, g, g0 if initial else None), vectors
+) -> LayerChain:
+    r"""Make a chain of Haar-random orthogonal propagators times scale: every singular value is tied.
+
+    Parameters
+    ----------
+    key, layers, width, context, scale, initial, dtype
+        As in `gaussian`; scale is :math:`\sigma_1=\ldots=\sigma_D`.
+
+    Returns
+    -------
+    LayerChain
+
+    Raises
+    ------
+    InputError
+        As `gaussian`.
+
+    References
+    ----------
+    docs/notation.md.
+
+    Examples
+    --------
+    >>> import jax
+    >>> chain = orthogonal(jax.random.key(0), layers=2, width=3, scale=2.0)
+    >>> [round(float(s), 5) for s in jax.numpy.linalg.svd(chain.propagators[0])[1]]
+    [2.0, 2.0, 2.0]
+    """
+    w, g, g0 = _random(key, layers, width, context, initial, dtype)
+    return LayerChain(haar_frames(w) * jnp.asarray(_positive("scale", scale), w.dtype), g, g0)
 
 
-@functools.partial(jax.jit, static_argnames=("context",))
-def _assemble(
+def residual(
     key: Any,
-    sigma: Any,
-    kappa: Any,
-    s: Any,
-    xi: Any,
-    b: Any,
-    gamma: Any,
-    rest: Any,
-    c: Any,
-    c_rest: Any,
-    signs: Any,
-    norms: Any,
     *,
-    context: int,
-) -> tuple[Any, Any, Any, PlantedVectors]:
-    """Build propagators, injections, the initial Jacobian and the planted vectors from checked arrays."""
-    L, D, dtype = sigma.shape[0], b.shape[0] + 1, sigma.dtype
-    noise = _draw(
-        key, dtype, (2 * L, D, D), (L - 1, D - 1), (D,), (context,), (L, context), (L, D - 1, context), (D, context)
-    )
-    frames, aside, v1, psi, t, bulk, last = noise
+    layers: int,
+    width: int,
+    epsilon: Any,
+    context: int | None = None,
+    initial: bool = False,
+    dtype: Any = None,
+) -> LayerChain:
+    r"""Make a chain of near-identity propagators, :math:`W_l = I + \varepsilon A_l`, entries of A :math:`N(0, 1/D)`.
 
-    # One call for both sets of frames: two independent batched LAPACK calls in one program can
-    # block each other for ever in XLA's CPU thread pool.
-    left, right = jnp.split(_frames(frames), 2)
-    u, u_perp = left[..., 0], left[..., 1:]
-    # w inside the span of u_perp is orthogonal to u to rounding, however small the random part is.
-    w = jnp.einsum("lij,lj->li", u_perp[:-1], _unit(aside), precision="highest")
-    v = jnp.concatenate([_unit(v1)[None], _unit(kappa[:, None] * u[:-1] + s[:, None] * w)])
-    right = _turn(right, v)
-    v_perp = right[..., 1:]
+    Parameters
+    ----------
+    key, layers, width, context, initial, dtype
+        As in `gaussian`.
+    epsilon : float
+        :math:`\varepsilon`, positive; what a residual block adds to the identity.
 
-    spectrum = jnp.concatenate([jnp.ones((L, 1), dtype), xi[:, None] * b], axis=1)
-    scaled = left * (sigma[:, None] * spectrum)[:, None, :]
-    propagators = jnp.einsum("lij,lkj->lik", scaled, right, precision="highest")
+    Returns
+    -------
+    LayerChain
 
-    # Injection k meets v_{k+1}, which is row k of v; k = 0 is the initial Jacobian.
-    shared = lambda x: jnp.concatenate([x[:1], x[:-1]])
-    turn = jnp.where(kappa < 0, -1.0, 1.0).astype(dtype)
-    amplitude_sign = jnp.concatenate([jnp.cumprod(turn[::-1])[::-1], jnp.ones((1,), dtype)])
-    psi = _unit(psi)
-    for _ in range(2):  # one projection leaves a relative error of eps over what survives it
-        t = t - (t @ psi)[:, None] * psi
-    g = shared(c)[:, None] * psi + shared(c_rest)[:, None] * _unit(t)
-    row = (shared(signs) * amplitude_sign * shared(gamma))[:, None] * g
-    bulk = _unit(bulk, axes=2)
-    bulk = jnp.einsum("lij,ljc->lic", v_perp, shared(rest)[:, None, None] * bulk, precision="highest")
-    planted_g = shared(norms)[:, None, None] * (v[:, :, None] * row[:, None, :] + bulk)
-    injections = jnp.concatenate([planted_g[1:], norms[-1] * _unit(last, axes=2)[None]])
-    return propagators, injections, planted_g[0], PlantedVectors(u, v, psi)
+    Raises
+    ------
+    InputError
+        As `gaussian`, for epsilon in place of scale.
 
+    References
+    ----------
+    docs/notation.md.
 
-def _draw(key: Any, dtype: Any, *shapes: tuple[int, ...]) -> list[Any]:
-    """Draw independent standard normal arrays from one stream, which compiles once instead of seven times."""
-    sizes = [math.prod(shape) for shape in shapes]
-    flat = jax.random.normal(key, (sum(sizes),), dtype)
-    starts = np.cumsum([0, *sizes])
-    return [flat[i : i + n].reshape(shape) for i, n, shape in zip(starts, sizes, shapes, strict=False)]
+    Examples
+    --------
+    >>> import jax
+    >>> residual(jax.random.key(0), layers=2, width=3, epsilon=0.1).propagators.shape
+    (2, 3, 3)
+    """
+    w, g, g0 = _random(key, layers, width, context, initial, dtype)
+    factor = _positive("epsilon", epsilon) / math.sqrt(width)
+    return LayerChain(jnp.eye(width, dtype=w.dtype) + w * jnp.asarray(factor, w.dtype), g, g0)
 
 
-def _frames(gaussian: Any) -> Any:
-    """Return Haar-random orthogonal matrices from Gaussian ones, (n, D, D)."""
-    q, r = jnp.linalg.qr(gaussian)
-    diagonal = jnp.diagonal(r, axis1=-2, axis2=-1)
-    return q * jnp.where(diagonal < 0, -1.0, 1.0).astype(q.dtype)[..., None, :]
+def _positive(name: str, value: Any) -> Any:
+    return checked_values(name, value, (1,), above=0.0, hint=f"{name}=1.0")[0]
 
 
-def _turn(frames: Any, first: Any) -> Any:
-    """Reflect frames (n, D, D) so that their first column becomes `first` (n, D), up to its sign, then set it."""
-    q = frames[..., 0]
-    # The reflection to the farther of +first and -first: |z| >= sqrt(2), so nothing cancels.
-    side = jnp.where(jnp.sum(q * first, axis=-1, keepdims=True) < 0, -1.0, 1.0).astype(q.dtype)
-    z = q + side * first
-    scale = 2 / jnp.sum(z * z, axis=-1)
-    rest = frames[..., 1:]
-    along = jnp.einsum("lj,ljk->lk", z, rest, precision="highest")
-    rest = rest - (scale[:, None] * z)[:, :, None] * along[:, None, :]
-    return jnp.concatenate([first[..., None], rest], axis=-1)
+def _random(key: Any, layers: int, width: int, context: int | None, initial: bool, dtype: Any) -> tuple[Any, Any, Any]:
+    """Draw standard normal (L, D, D), and unit injections (L, D, C) and (D, C) where wanted."""
+    L, D = checked_size("layers", layers), checked_size("width", width)
+    dtype = checked_dtype(dtype)
+    if context is None:
+        if initial:
+            refuse("initial=True without a context", "a context size C >= 1", "context=8")
+        return draw(key, dtype, (L, D, D))[0], None, None
+    w, g = draw(key, dtype, (L, D, D), (L + 1, D, checked_size("context", context)))
+    g = unit(g, axes=2)
+    return w, g[:-1], g[-1] if initial else None
 
 
-def _unit(x: Any, axes: int = 1) -> Any:
-    """Scale the last `axes` axes to Euclidean norm 1; an all-zero block stays zero."""
-    norm = jnp.sqrt(jnp.sum(x * x, axis=tuple(range(-axes, 0)), keepdims=True))
-    return x / jnp.where(norm > 0, norm, 1)
+def growing_despite_rho_below_one(
+    layers: int = 64, sigma: float = 3.0, kappa: float = 0.1, xi: float = 0.9, *, dtype: Any = None
+) -> LayerChain:
+    r"""Make the D=2 chain that grows as fast as its scalars allow.
+
+    .. math:: W_l = \sigma\begin{pmatrix}\kappa & s\xi\\ s & -\kappa\xi\end{pmatrix},\qquad
+        \lim_L \|W_L\cdots W_1\|^{1/L} = \sigma r^*,\quad
+        r^* = \tfrac12\bigl[\kappa(1-\xi)+\sqrt{\kappa^2(1-\xi)^2+4\xi}\bigr]
+
+    **Claim** sharp growth, tight: no bound from :math:`(\sigma_1, \kappa, \xi)` alone beats :math:`\sigma r^*`.
+
+    Parameters
+    ----------
+    layers : int
+        L, at least 1.
+    sigma, kappa, xi : float
+        The same in every layer; :math:`\rho = \sigma|\kappa|` may lie far below 1.
+    dtype : float32 or float64, optional
+        Default: JAX's default floating-point type.
+
+    Returns
+    -------
+    LayerChain
+        D = C = 2, every injection :math:`I/\sqrt2`.
+
+    Raises
+    ------
+    InputError
+        On values out of range.
+
+    References
+    ----------
+    docs/theory, sharp growth.
+
+    Examples
+    --------
+    >>> chain = growing_despite_rho_below_one(8)
+    >>> bool(abs(jnp.linalg.eigvalsh(chain.propagators[0])).max() > 2.8)
+    True
+    """
+    sigma, kappa, s, xi = _plane_scalars(sigma, kappa, xi)
+    return _plane(layers, sigma * np.array([[kappa, s * xi], [s, -kappa * xi]]), dtype)
 
 
-def _complement(x: Any) -> Any:
-    """Return sqrt(1 - x**2) without the cancellation near 1, on the host where x is known."""
-    return (jnp if isinstance(x, jax.core.Tracer) else np).sqrt((1 - x) * (1 + x))
+def rotating(
+    layers: int = 64, sigma: float = 1.0, kappa: float = 0.5, xi: float = 0.9, *, dtype: Any = None
+) -> LayerChain:
+    r"""Make the D=2 chain whose state turns for ever once the misalignment is too large.
+
+    .. math:: W_l = \sigma\begin{pmatrix}\kappa & -s\xi\\ s & \kappa\xi\end{pmatrix}
+
+    **Claim** sharp attractor, tight: the eigenvalues are real, and one direction attracts, exactly while
+    :math:`s \le (1-\xi)/(1+\xi)`.
+
+    Parameters
+    ----------
+    layers, sigma, kappa, xi, dtype
+        As in `growing_despite_rho_below_one`.
+
+    Returns
+    -------
+    LayerChain
+        D = C = 2, every injection :math:`I/\sqrt2`.
+
+    Raises
+    ------
+    InputError
+        On values out of range.
+
+    References
+    ----------
+    docs/theory, sharp attractor.
+
+    Examples
+    --------
+    >>> rotating(4).propagators.shape
+    (4, 2, 2)
+    """
+    sigma, kappa, s, xi = _plane_scalars(sigma, kappa, xi)
+    return _plane(layers, sigma * np.array([[kappa, -s * xi], [s, kappa * xi]]), dtype)
 
 
-def _size(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        refuse(f"{name}={value!r}", f"a whole number {name} >= 1", f"{name}=8")
-    return int(value)
+def aligned_but_impure(layers: int = 64, *, width: int = 16, context: int = 8, dtype: Any = None) -> LayerChain:
+    """Make a chain that is stable, aligned and coherent, with the bulk at 0.9 of the leading value.
+
+    Parameters
+    ----------
+    layers, width, context : int
+        L, D >= 2, C >= 2.
+    dtype : float32 or float64, optional
+        Default: JAX's default floating-point type.
+
+    Returns
+    -------
+    LayerChain
+
+    Raises
+    ------
+    InputError
+        On sizes too small.
+
+    References
+    ----------
+    docs/theory, hypothesis H4.
+
+    Examples
+    --------
+    >>> aligned_but_impure(4).propagators.shape
+    (4, 16, 16)
+    """
+    return _example(layers, width, context, dtype, xi=0.9)
 
 
-def _dtype(dtype: Any) -> Any:
-    chosen = jnp.dtype(jax.dtypes.canonicalize_dtype(float) if dtype is None else dtype)
-    if chosen not in (jnp.dtype("float32"), jnp.dtype("float64")):
-        refuse(f"dtype {chosen}", "float32 or float64", "dtype='float32'")
-    if jax.dtypes.canonicalize_dtype(chosen) != chosen:
-        refuse(
-            "dtype float64 while JAX's 64-bit mode is off",
-            "the 64-bit mode",
-            "jax.config.update('jax_enable_x64', True)",
-        )
-    return chosen
+def coherent_but_sign_flipping(layers: int = 64, *, width: int = 16, context: int = 8, dtype: Any = None) -> LayerChain:
+    """Make a chain that meets all hypotheses, except that every other injection pushes backwards.
+
+    Parameters
+    ----------
+    layers, width, context, dtype
+        As in `aligned_but_impure`.
+
+    Returns
+    -------
+    LayerChain
+
+    Raises
+    ------
+    InputError
+        On sizes too small.
+
+    References
+    ----------
+    docs/theory, hypothesis H3(c).
+
+    Examples
+    --------
+    >>> coherent_but_sign_flipping(4).injections.shape
+    (4, 16, 8)
+    """
+    signs = 1.0 - 2.0 * (np.arange(checked_size("layers", layers)) % 2)
+    return _example(layers, width, context, dtype, signs=signs)
 
 
-def _values(
-    name: str,
-    value: Any,
-    lengths: tuple[int, ...],
-    *,
-    low: float = -np.inf,
-    above: float = -np.inf,
-    high: float = np.inf,
-    hint: str,
-) -> Any:
-    """Check a scalar or vector parameter and spread it to lengths[0] entries."""
-    traced = isinstance(value, jax.core.Tracer)
-    try:
-        x = value if traced else np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        refuse(f"{name}={value!r}", f"a number or a list of numbers {name}", hint)
-    if x.ndim > 1 or (x.ndim == 1 and x.shape[0] not in lengths):
-        wanted = " or ".join(f"({n},)" for n in lengths)
-        refuse(f"{name} with shape {tuple(x.shape)}", f"a scalar or shape {wanted}", hint)
-    if not traced:
-        bad = ~np.isfinite(x) | (x < low) | (x <= above) | (x > high)
-        if bad.any():
-            bounds = [f"{name} finite", f">= {low:g}", f"> {above:g}", f"<= {high:g}"]
-            keep = [True, np.isfinite(low), np.isfinite(above), np.isfinite(high)]
-            refuse(f"{name}={x[bad][0]:g}", " and ".join(b for b, k in zip(bounds, keep, strict=True) if k), hint)
-    xp = jnp if traced else np
-    if x.ndim == 1 and x.shape[0] == lengths[0] - 1:
-        return xp.concatenate([x, x[-1:] if x.shape[0] else xp.ones(1)])
-    return xp.broadcast_to(x, (lengths[0],))
+def tied(layers: int = 64, *, width: int = 16, context: int = 8, dtype: Any = None) -> LayerChain:
+    r"""Make a chain with :math:`\sigma_1=\sigma_2` in every layer, above a weak rest.
+
+    Parameters
+    ----------
+    layers, width, context, dtype
+        As in `aligned_but_impure`.
+
+    Returns
+    -------
+    LayerChain
+
+    Raises
+    ------
+    InputError
+        On sizes too small.
+
+    References
+    ----------
+    docs/theory, ties and the top-K bound.
+
+    Examples
+    --------
+    >>> [round(float(s), 3) for s in jnp.linalg.svd(tied(4).propagators[0])[1][:3]]
+    [1.02, 1.02, 0.001]
+    """
+    bulk = np.where(np.arange(checked_size("width", width) - 1) == 0, 1.0, 5e-4)
+    return _example(layers, width, context, dtype, xi=1.0, bulk=bulk)
 
 
-def _only(name: str, value: Any, holds: Callable[[Any], Any], expected: str, hint: str) -> None:
-    """Refuse a known value that breaks a rule; a traced one passes."""
-    if not isinstance(value, jax.core.Tracer) and not np.all(holds(value)):
-        bad = value[~holds(value)][0]
-        refuse(f"{name}={bad:g}", expected, hint)
+class Counterexample(NamedTuple):
+    """Hold a maker of chains and the finding to expect of the chain it makes by default."""
+
+    make: Callable[..., LayerChain]
+    finding: str
 
 
-def _misalignment(misalignment: Any, kappa: Any, L: int, dtype: Any) -> Any:
-    s = _values("misalignment", misalignment, (L - 1,), low=0.0, high=1.0, hint="misalignment=1e-9")
-    if not isinstance(s, jax.core.Tracer) and not isinstance(kappa, jax.core.Tracer):
-        off = np.abs(np.hypot(s, kappa) - 1) > 4 * float(jnp.finfo(dtype).eps)
-        if off.any():
-            refuse(
-                f"misalignment={s[off][0]:g} beside kappa={kappa[off][0]:g}",
-                "kappa**2 + misalignment**2 = 1",
-                "misalignment=None, which derives it from kappa",
-            )
-    return s
+COUNTEREXAMPLES = {
+    "growing_despite_rho_below_one": Counterexample(
+        growing_despite_rho_below_one,
+        "rho = 0.3 in every layer, so H1 is VIOLATED, yet products grow by a factor near 2.86 per layer: "
+        "rho < 1 does not mean decay.",
+    ),
+    "rotating": Counterexample(
+        rotating,
+        "H2 is VIOLATED and the misalignment exceeds (1-xi)/(1+xi): no direction attracts, "
+        "the regime is INDETERMINATE.",
+    ),
+    "aligned_but_impure": Counterexample(
+        aligned_but_impure,
+        "H1, H2 and H3 HOLD, H4 is VIOLATED: alignment alone does not bound the residual.",
+    ),
+    "coherent_but_sign_flipping": Counterexample(
+        coherent_but_sign_flipping,
+        "H1, H2 and H4 HOLD, H3 is VIOLATED through its part (c): the contributions cancel.",
+    ),
+    "tied": Counterexample(
+        tied,
+        "sigma_1 = sigma_2: u, v and kappa are not defined, verdicts on them are UNDECIDED, the bounds stay valid.",
+    ),
+}
 
 
-def _bulk(bulk: Any, D: int) -> Any:
-    i = np.arange(D - 1)
-    if isinstance(bulk, str):
-        shapes = {"flat": np.ones(D - 1), "linear": 1 - i / max(D - 1, 1), "geometric": 0.5**i}
-        if bulk not in shapes:
-            refuse(f"bulk={bulk!r}", f"one of {', '.join(BULKS)}, or an array (D-1,)", "bulk='flat'")
-        return shapes[bulk]
-    b = _values("bulk", bulk, (D - 1,), low=0.0, high=1.0, hint="bulk='flat'")
-    if not isinstance(b, jax.core.Tracer) and D > 1 and b.max() != 1.0:
-        refuse(f"bulk with largest entry {b.max():g}", "largest entry 1, so that xi is sigma_2/sigma_1", "bulk='flat'")
-    return b
+def _example(layers: int, width: int, context: int, dtype: Any, **changes: Any) -> LayerChain:
+    """Plant the chain on which every hypothesis holds at 64 layers, with some recipe entries changed."""
+    recipe: dict[str, Any] = {"sigma": 1.02, "kappa": 1 - 1e-4, "xi": 5e-4, "gamma": 0.5, "coherence": 0.9} | changes
+    return planted(jax.random.key(0), layers=layers, width=width, context=context, dtype=dtype, **recipe)
+
+
+def _plane_scalars(sigma: float, kappa: float, xi: float) -> tuple[float, float, float, float]:
+    """Check the scalars of a D=2 chain and add the misalignment."""
+    sigma = float(checked_values("sigma", sigma, (1,), above=0.0, hint="sigma=3.0")[0])
+    kappa = float(checked_values("kappa", kappa, (1,), low=-1.0, high=1.0, hint="kappa=0.1")[0])
+    xi = float(checked_values("xi", xi, (1,), low=0.0, high=1.0, hint="xi=0.9")[0])
+    return sigma, kappa, math.sqrt((1 - kappa) * (1 + kappa)), xi
+
+
+def _plane(layers: int, matrix: Any, dtype: Any) -> LayerChain:
+    """Repeat one 2 by 2 propagator, with injections that reach both directions."""
+    L, dtype = checked_size("layers", layers), checked_dtype(dtype)
+    repeat = lambda a: jnp.broadcast_to(jnp.asarray(a, dtype), (L, 2, 2))
+    return LayerChain(repeat(matrix), repeat(np.eye(2) / math.sqrt(2)))

@@ -277,10 +277,14 @@ def _round(operator: _Operator, best: _Found, locked: Any, start: Any, *, steps:
     alphas = jnp.diagonal(small, axis1=1, axis2=2)
     last = jnp.sqrt(jnp.sum(result.residual**2, axis=1, keepdims=True))
     betas = jnp.concatenate([jnp.diagonal(small, offset=1, axis1=1, axis2=2), last], axis=1)
-    both = jnp.concatenate([alphas, betas, best.sigma], axis=1)
-    negligible = 4 * eps * math.sqrt(start.shape[1]) * jnp.max(jnp.where(jnp.isfinite(both), both, 0.0), axis=1)
+    width = start.shape[1]
+    # Past a breakdown matfree's vectors are no longer orthogonal and its entries grow without bound, so
+    # what is negligible is judged by the entries before; the floor is below ||W||, by the scaling.
+    before = jnp.maximum(jax.lax.cummax(alphas, axis=1), jnp.maximum(best.sigma[:, :1], 0.25 / math.sqrt(width)))
+    before = jnp.maximum(before, jax.lax.cummax(jnp.pad(betas, ((0, 0), (1, 0)))[:, :-1], axis=1))
+    negligible = 4 * eps * math.sqrt(width) * before
     # comparisons are False for the NaN that a breakdown leaves: a direction counts up to the first one
-    continued = (alphas > negligible[:, None]) & (betas > negligible[:, None])
+    continued = (alphas > negligible) & (betas > negligible)
     valid = jnp.concatenate([jnp.isfinite(tall[:, :1]).all(axis=2), continued[:, :-1]], axis=1)
     valid = jnp.cumprod(valid, axis=1).astype(bool)
     tall = jnp.where(valid[:, :, None], tall, 0.0)
@@ -318,9 +322,13 @@ def _whole_space(operator: _Operator, *, width: int, count: int, dtype: str) -> 
 
 def _rayleigh_ritz(operator: _Operator, columns: Any, *, count: int, dtype: str) -> _Found:
     """Take the leading triplets within the span of (L, D, q) columns, and look at their residuals."""
-    # Householder vectors complete zero columns to an orthonormal basis: further trial directions
-    basis = jnp.linalg.qr(columns)[0]
-    image, triangle = jnp.linalg.qr(_product(operator.push, operator.scale, basis, dtype=dtype))
+    # Columns are of unit length, or zero where there is nothing (yet). QR completes the zero ones to an
+    # orthonormal basis; these completions are no trial directions: half of a tied pair would not settle.
+    order = jnp.argsort(-jnp.sum(columns**2, axis=1), axis=1)
+    basis, triangle = jnp.linalg.qr(jnp.take_along_axis(columns, order[:, None, :], axis=2))
+    real = jnp.abs(jnp.diagonal(triangle, axis1=1, axis2=2)) > 0.5
+    images = _product(operator.push, operator.scale, basis, dtype=dtype)
+    image, triangle = jnp.linalg.qr(images * real[:, None, :])
     x, sigma, y = jnp.linalg.svd(triangle)
     sigma, u = sigma[:, :count], (image @ x)[:, :, :count]
     v = (basis @ jnp.swapaxes(y, 1, 2))[:, :, :count]

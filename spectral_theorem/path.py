@@ -92,6 +92,11 @@ def row_projections(path: Spine) -> Any:
     return jnp.einsum("nd,ndc->nc", path.v, path.sources)
 
 
+def signed_rows(path: Spine) -> Any:
+    """Return sign(A_{L,k}) v_{k+1}^T G_k, (n, C): what hypothesis H3 asks a common direction for."""
+    return log_amplitudes(path)[1][:, None] * row_projections(path)
+
+
 def log_scale(path: Spine) -> Any:
     """Return log of sum_k S_{L,k} ||G_k||_F, the unit in which residuals and bounds are compared."""
     sizes = norm(path.sources, axis=(1, 2))
@@ -240,7 +245,7 @@ def _dominant_path(chain: Any, triplets: Triplets) -> DominantPath:
         peak = jnp.max(log_a)
         weights = sign * jnp.exp(log_a - jnp.where(jnp.isneginf(peak), 0.0, peak))
         psi = scaled(weights @ row_projections(s), peak)
-        residual = _residual(s)
+        residual, _ = residual_by_depth(s)
         jacobian = scaled_context_jacobian(chain) if size else scaled(zero)
         by_difference = subtract(subtract(jacobian, Scaled(value=jnp.outer(s.u[-1], psi.value), log=psi.log)), scaled(s.direct))
         error = log_norm(subtract(by_difference, residual))
@@ -266,19 +271,20 @@ def previous(x: Any) -> Any:
     return jnp.concatenate([jnp.zeros_like(x[:1]), x])[: x.shape[0]]
 
 
-def _residual(s: Spine) -> Scaled:
-    """Run R' = W R + E (u Psi^T + G) and Psi' = sigma (kappa Psi + G^T v) along the spine."""
+def residual_by_depth(s: Spine) -> tuple[Scaled, Any]:
+    """Run R' = W R + E (u Psi^T + G), Psi' = sigma (kappa Psi + G^T v); return R_L and log ||R_l||_F (n,)."""
 
-    def step(state: Scaled, layer: Any) -> tuple[Scaled, None]:
+    def step(state: Scaled, layer: Any) -> tuple[Scaled, Any]:
         w, g, sigma, u, v, u_before, kappa_before = layer
         (residual, psi), g, log = meet(state, scaled(g))
         row = kappa_before * psi + v @ g
         path = jnp.outer(u_before, psi) + g
         rest = w @ path - sigma * jnp.outer(u, row)
-        return scaled((w @ residual + rest, sigma * row), log), None
+        residual = w @ residual + rest
+        return scaled((residual, sigma * row), log), log_of(norm(residual)) + log
 
     kappas = jnp.concatenate([jnp.zeros((1,), s.sigma.dtype), s.kappa])
     layers = (s.propagators, s.sources, s.sigma, s.u, s.v, previous(s.u), kappas)
     start = scaled((jnp.zeros_like(s.sources[0]), jnp.zeros_like(s.sources[0, 0])))
-    last, _ = jax.lax.scan(step, start, layers)
-    return Scaled(value=last.value[0], log=last.log)
+    last, sizes = jax.lax.scan(step, start, layers)
+    return Scaled(value=last.value[0], log=last.log), sizes

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .bounds import Bounds, residual_bounds, signed_rows
+from .bounds import Bounds, residual_bounds
 from .coherence import Coherence, coherence_direction
 from .conditions import PARTS, Conditions, check_conditions, projections
-from .path import DominantPath, Spine, dense, dominant_path, first_layer, log_gains, spine
+from .path import DominantPath, Spine, dense, dominant_path, first_layer, log_gains, signed_rows, spine
 from .regimes import RegimeReport, classify
 from .scaled import Scaled, log_of, norm, scaled
 from .triplets import decompose

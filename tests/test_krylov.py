@@ -42,6 +42,8 @@ MATRICES = {
     "rank two, tied": matrix(np.r_[1, 1, np.zeros(WIDTH - 2)]),
     "one above a flat floor": matrix(np.r_[2, np.ones(WIDTH - 1)]),
     "tied pair above a tail": matrix(np.r_[1, 1, TAIL]),
+    "tied pair above a geometric tail": matrix(np.r_[1, 1, 0.5 ** np.arange(1, WIDTH - 1)]),
+    "tied pair, low rank": matrix(np.r_[1, 1, 0.5, 0.25, np.zeros(WIDTH - 4)]),
     "tied triple": matrix(np.r_[1, 1, 1, TAIL[1:]]),
     "tied second and third": matrix(np.r_[1, 0.95, 0.95, TAIL[1:]]),
     "gap 1e-9": matrix(np.r_[1, 1 - 1e-9, TAIL]),
@@ -126,9 +128,11 @@ def test_hard_spectra_take_more_steps_than_easy_ones(all_found):
 
 def test_too_few_steps_are_said_to_be_too_few():
     hard = ("cluster", "tie within a cluster", "gaussian")
-    found = run(np.stack([MATRICES[name] for name in (*hard, "geometric")]), max_steps=20)
-    assert found.converged.tolist() == [False, False, False, True]
-    assert found.steps.tolist() == [20] * 4
+    easy = ("geometric", "tied pair above a geometric tail", "identity", "zero", "rank one", "one above a flat floor")
+    w = np.stack([MATRICES[name] for name in (*hard, *easy)])
+    found = run(w, max_steps=20)
+    assert found.converged.tolist() == [False] * len(hard) + [True] * len(easy)
+    assert found.steps.tolist() == [20] * len(w) and complaints(found, w) == []
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -144,20 +148,27 @@ def test_other_seeds_agree(all_found, seed):
 # ---------------------------------------------------------------- starts that miss the leading direction
 
 
-def hidden():
-    """One large singular value whose vectors are unit vectors, and a start that has no part in them."""
-    w = np.zeros((WIDTH, WIDTH))
-    w[0, 0], w[1:, 1:] = 2.0, matrix(0.7 ** np.arange(WIDTH - 1))
-    start = RNG.normal(size=(1, WIDTH))
-    start[0, 0] = 0.0
-    return w, jnp.asarray(start)
+def hidden(name):
+    """Return a matrix and a start whose Krylov space misses a leading direction, exactly.
+
+    Diagonal, because in a rotated one rounding alone brings the missing direction back.
+    """
+    start = np.ones(WIDTH)
+    if name == "leading value":
+        spectrum, start[0] = [2, 1, 0.5, 0.25], 0.0
+    else:
+        spectrum = [1, 1, 0.5, 0.25]  # equal parts in both stay equal: one direction of the pair is never seen
+    return np.diag(np.r_[spectrum, np.zeros(WIDTH - 4)]), jnp.asarray(start)[None]
 
 
-def test_a_start_orthogonal_to_the_leading_vector_does_no_harm():
-    w, start = hidden()
+HIDDEN = pytest.mark.parametrize("name", ["leading value", "second of a tied pair"])
+
+
+@HIDDEN
+def test_a_start_that_misses_a_leading_direction_does_no_harm(name):
+    w, start = hidden(name)
     found = run(w, start=start)
     assert found.converged.all() and complaints(found, w) == []
-    assert abs(float(found.sigma[0, 0]) - 2.0) < 1e-13
 
 
 def test_the_smallest_such_case():
@@ -175,10 +186,12 @@ def test_an_unusable_start_is_replaced(bad):
 
 
 def test_a_warm_start_is_used():
-    w = matrix(np.r_[1.0, TAIL[:1], TAIL])
+    w = MATRICES["gaussian"]
     v = np.linalg.svd(w)[2]
-    found = run(w, start=jnp.asarray(v[:1] + 0.5 * v[1:2] + 0.25 * v[2:3]))
-    assert found.converged.all() and complaints(found, w) == []
+    # three directions span the Krylov space, so that the first round ends at once and exactly
+    warm = run(w, start=jnp.asarray(v[:1] + v[1:2] + v[2:3]), max_steps=20, tolerance=1e-9)
+    cold = run(w, max_steps=20, tolerance=1e-9)
+    assert complaints(warm, w, tolerance=1e-9) == [] and float(warm.residual[0]) < 1e-6 * float(cold.residual[0])
 
 
 # ---------------------------------------------------------------- wrong estimators must be caught
@@ -219,15 +232,12 @@ def without_probe(monkeypatch):
     monkeypatch.setattr(krylov, "_round", blind)
 
 
+@HIDDEN
 @pytest.mark.usefixtures("without_probe")
-def test_without_the_second_round_a_hidden_value_is_missed_and_that_is_caught():
-    w, start = hidden()
-    assert complaints(run(w, start=start), w)
-
-
-@pytest.mark.usefixtures("without_probe")
-def test_without_the_second_round_ties_are_missed_and_that_is_caught():
-    assert complaints(run(MATRICES["tied pair above a tail"]), MATRICES["tied pair above a tail"])
+def test_without_the_second_round_it_would_be_missed_and_that_is_caught(name):
+    w, start = hidden(name)
+    found = run(w, start=start)
+    assert found.converged.all() and complaints(found, w)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +259,7 @@ def test_damaged_triplets_are_caught(damage):
 # ---------------------------------------------------------------- shapes, types, small widths
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 5, 21, 39, 41])
+@pytest.mark.parametrize("width", [1, 2, 3, 41])
 @pytest.mark.parametrize("max_steps", [None, 1])
 def test_small_widths(width, max_steps):
     w = np.stack([np.eye(width), RNG.normal(size=(width, width)), np.zeros((width, width))])
@@ -263,7 +273,7 @@ def test_small_widths(width, max_steps):
         assert (found.sigma[:, -1] == 0).all()
 
 
-@pytest.mark.parametrize("top", [1, 4, 41])
+@pytest.mark.parametrize("top", [1, 41])
 def test_any_number_of_triplets(top):
     w = RNG.normal(size=(2, 41, 41))
     found = run(w, top=top)

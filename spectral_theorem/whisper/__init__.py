@@ -5,8 +5,16 @@ from .chain import TokenLayers, token_layers
 from .checkpoint import load, random_model
 from .decode import Decoded, Transcription, encode_audio, greedy, transcribe, transcriptions
 from .dims import Dims
-from .injection import CrossFactors, cross_factors, injection_gram, injection_gram_pairs
-from .model import DecoderPass, Generation, WhisperModel, decoder_pass
+from .generation import Generation
+from .injection import (
+    CrossFactors,
+    cross_factors,
+    injection_frame_sum,
+    injection_gram,
+    injection_gram_pairs,
+    injection_rows,
+)
+from .model import DecoderPass, WhisperModel, decoder_pass
 from .tokenizer import Tokenizer
 
 __all__ = [
@@ -24,8 +32,10 @@ __all__ = [
     "decoder_pass",
     "encode_audio",
     "greedy",
+    "injection_frame_sum",
     "injection_gram",
     "injection_gram_pairs",
+    "injection_rows",
     "load",
     "random_model",
     "token_layers",

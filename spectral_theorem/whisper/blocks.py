@@ -96,7 +96,7 @@ def attend(
             scores = jnp.where(mask, scores, -jnp.inf)
         return jnp.matmul(softmax(scores), v, precision=precision(q.dtype))
 
-    by_head = tuple(jnp.swapaxes(x, 0, 1) for x in (q, k, v))
+    by_head = (jnp.swapaxes(q, 0, 1), jnp.swapaxes(k, 0, 1), jnp.swapaxes(v, 0, 1))
     # One head at a time keeps the scores of a whole window in cache, which is faster and smaller.
     mixed = jax.lax.map(one_head, by_head) if q.shape[0] * k.shape[0] > _LARGE else jax.vmap(one_head)(by_head)
     return jnp.swapaxes(mixed, 0, 1).reshape(q.shape[0], -1)

@@ -6,7 +6,7 @@ and values of earlier positions are held constant: an exact chain for the map wi
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,10 +76,10 @@ _KINDS: dict[str, tuple[tuple[str, Any], ...]] = {
 
 def token_layers(
     model: WhisperModel,
-    encoder_output: Float[Array, "frames width"],
+    encoder_output: Array,
     tokens: Sequence[int],
     position: int,
-    granularity: Literal["block", "sub-block"] = "block",
+    granularity: str = "block",
 ) -> TokenLayers:
     r"""Return the decoder's layers at one position, the past frozen.
 
@@ -137,9 +137,7 @@ def token_layers(
     return TokenLayers(tuple(layers), tuple(names), run.residual[0, position], jnp.asarray(encoder_output), position)
 
 
-def run_tokens(
-    model: WhisperModel, encoder_output: Float[Array, "frames width"], tokens: Sequence[int], position: int
-) -> DecoderPass:
+def run_tokens(model: WhisperModel, encoder_output: Array, tokens: Sequence[int], position: int) -> DecoderPass:
     """Run the decoder up to a position, after checking what a user passed.
 
     Returns

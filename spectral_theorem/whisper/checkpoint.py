@@ -5,9 +5,6 @@ format has to deliver is one mapping from parameter paths (`decoder/layers/0/fc1
 arrays; `build` turns it into a model.
 """
 
-import dataclasses
-import functools
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -22,33 +19,24 @@ from jaxtyping import Array
 
 from ..types import refuse
 from .dims import Dims
-from .model import Generation, WhisperModel
+from .generation import Generation, read_generation
+from .model import WhisperModel
+from .tensors import Stored, read_folder, read_json, some
 from .tokenizer import Tokenizer
 
-_LARGEST_JSON = 1 << 26
-_STORED = {"F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16), "F32": np.dtype(np.float32), "F64": np.dtype(np.float64)}
 _COMPUTE = ("float32", "bfloat16", "float64")
-_NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")
 _TIED = "proj_out.weight"
 
 ParameterPath = tuple[str | int, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Stored:
-    """Say where one tensor lies: file, place of its first byte, dtype, shape."""
-
-    file: Path
-    offset: int
-    dtype: np.dtype
-    shape: tuple[int, ...]
-
-    def read(self) -> np.ndarray:
-        count = math.prod(self.shape)
-        return np.fromfile(self.file, dtype=self.dtype, count=count, offset=self.offset).reshape(self.shape)
-
-
-def load(path: str | os.PathLike[str], dtype: Any = jnp.float32) -> WhisperModel:
+def load(
+    path: str | os.PathLike[str],
+    dtype: Any = jnp.float32,
+    *,
+    language: str | None = None,
+    task: str = "transcribe",
+) -> WhisperModel:
     """Load a Whisper model from a Hugging Face folder.
 
     Parameters
@@ -56,6 +44,7 @@ def load(path: str | os.PathLike[str], dtype: Any = jnp.float32) -> WhisperModel
     path : folder with `config.json`, `model.safetensors` (or a sharded index), `tokenizer.json`,
         and `generation_config.json` if there is one.
     dtype : float32, bfloat16 or float64; weights are converted to it and the model computes in it.
+    language, task : for the prompt, as in `read_generation`.
 
     Returns
     -------
@@ -76,8 +65,9 @@ def load(path: str | os.PathLike[str], dtype: Any = jnp.float32) -> WhisperModel
     --------
     >>> load("/nowhere")
     Traceback (most recent call last):
-    ...
-    spectral_theorem.types.InputError: got /nowhere, which is not a folder; expected the folder of a Whisper model; try a folder with config.json and model.safetensors
+        ...
+    spectral_theorem.types.InputError: got /nowhere, which is not a folder; expected the folder of a Whisper
+    model; try a folder with config.json and model.safetensors
     """
     dtype = compute_dtype(dtype)
     folder = Path(path)
@@ -89,10 +79,12 @@ def load(path: str | os.PathLike[str], dtype: Any = jnp.float32) -> WhisperModel
         )
     config = read_json(folder / "config.json")
     dims = Dims.from_config(config)
-    stored = _index(folder)
+    stored = read_folder(folder)
     tokenizer = Tokenizer(folder / "tokenizer.json")
     described = folder / "generation_config.json"
-    generation = read_generation(read_json(described) if described.exists() else config, dims, tokenizer)
+    generation = read_generation(
+        read_json(described) if described.exists() else config, dims, tokenizer, language=language, task=task
+    )
     read = _match(stored, dims, folder)
     return build(dims, read, dtype, generation=generation, tokenizer=tokenizer, label=folder.resolve().name)
 
@@ -106,102 +98,12 @@ def compute_dtype(dtype: Any) -> Any:
     if name not in _COMPUTE:
         refuse(f"dtype={name}", " or ".join(_COMPUTE), "dtype='float32'")
     if name == "float64" and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
-        refuse("dtype=float64 while JAX's 64-bit mode is off", "the 64-bit mode", "jax.config.update('jax_enable_x64', True)")
+        refuse(
+            "dtype=float64 while JAX's 64-bit mode is off",
+            "the 64-bit mode",
+            "jax.config.update('jax_enable_x64', True)",
+        )
     return jnp.dtype(name)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object from a file of sane size."""
-    if not path.is_file():
-        refuse(f"{path.parent} without {path.name}", "the folder of a Whisper model", f"a folder with {path.name}")
-    size = path.stat().st_size
-    if size > _LARGEST_JSON:
-        refuse(f"{path} of {size} bytes", f"at most {_LARGEST_JSON}", f"the model's own {path.name}")
-    return _parse(path.read_bytes(), path)
-
-
-def _parse(text: bytes, path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        refuse(f"{path}, not JSON ({str(error)[:80]})", "a JSON object", "another copy of the file")
-    if not isinstance(value, dict):
-        refuse(f"{path} holding a {type(value).__name__}", "a JSON object", "another copy of the file")
-    return value
-
-
-def _index(folder: Path) -> dict[str, _Stored]:
-    """Collect the tensors of a folder: one safetensors file, or the files its index names."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.exists():
-        return read_header(single)
-    if not index.exists():
-        refuse(f"{folder} without model.safetensors", "weights in safetensors form", "a folder with model.safetensors")
-    weights = read_json(index).get("weight_map")
-    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
-        refuse(f"{index} without a weight_map of file names", "a safetensors index", "another copy of the file")
-    tensors: dict[str, _Stored] = {}
-    for name in sorted(set(weights.values())):
-        if Path(name).name != name or "\\" in name:
-            refuse(f"{index} naming {name!r}", "files inside the folder", "an index with plain file names")
-        tensors |= read_header(folder / name)
-    lost = sorted(set(weights) - set(tensors))
-    if lost:
-        refuse(f"shards without {_some(lost)}", "every tensor of the index", "all shards from one source")
-    return tensors
-
-
-def read_header(path: Path) -> dict[str, _Stored]:
-    """Read and check the header of a safetensors file; no tensor is read.
-
-    Raises
-    ------
-    InputError
-        If the header does not fit the file: truncated, overlapping, of absurd size.
-    """
-    if not path.is_file():
-        refuse(f"{path}, which is not a file", "a safetensors file", "all shards from one source")
-    size = path.stat().st_size
-    bad = functools.partial(refuse, expected="a whole safetensors file", hint="downloading it again")
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, _LARGEST_JSON):
-            bad(f"{path} of {size} bytes with a header of {length} bytes")
-        header = _parse(file.read(length), path)
-    header.pop("__metadata__", None)
-    spans, tensors = [], {}
-    for name, entry in header.items():
-        tensor, end = _entry(path, name, entry, 8 + length, bad)
-        spans.append((tensor.offset, end))
-        tensors[name] = tensor
-    reached = 8 + length
-    for begin, end in sorted(spans):
-        if begin != reached:
-            bad(f"{path} with tensors that overlap or leave gaps")
-        reached = end
-    if reached != size:
-        bad(f"{path} of {size} bytes whose header describes {reached}")
-    return tensors
-
-
-def _entry(path: Path, name: str, entry: Any, start: int, bad: Callable[[str], Any]) -> tuple[_Stored, int]:
-    try:
-        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        sane = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
-    except (KeyError, TypeError, ValueError):
-        sane, dtype, shape, begin, end = False, None, (), 0, 0
-    if not sane:
-        bad(f"{path} with a malformed entry for {name[:80]!r}")
-    if dtype not in _STORED:
-        refuse(f"{name} stored as {dtype}", " or ".join(_STORED), "a checkpoint that is not quantised")
-    if math.prod(shape) * _STORED[dtype].itemsize != end - begin:
-        bad(f"{path} where {name} of shape {shape} has {end - begin} bytes")
-    return _Stored(path, start + begin, _STORED[dtype], shape), start + end
-
-
-def _some(names: list[str], limit: int = 3) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def stored_name(path: ParameterPath) -> str:
@@ -220,17 +122,24 @@ def _stored_shape(path: ParameterPath, shape: tuple[int, ...]) -> tuple[int, ...
     return shape[::-1] if path[-1] == "kernel" else shape
 
 
-def _match(stored: dict[str, _Stored], dims: Dims, folder: Path) -> Callable[[ParameterPath], np.ndarray]:
+def _match(stored: dict[str, Stored], dims: Dims, folder: Path) -> Callable[[ParameterPath], np.ndarray]:
     """Check the names and shapes of a PyTorch-layout checkpoint; return its reader."""
     if stored and not any(name.startswith("model.") for name in stored):
         stored = {f"model.{name}" if name != _TIED else name: tensor for name, tensor in stored.items()}
     wanted = {stored_name(path): _stored_shape(path, leaf.shape) for path, leaf in parameter_shapes(dims).items()}
-    for kind, names in (("without", set(wanted) - set(stored)), ("with unexpected", set(stored) - set(wanted) - {_TIED})):
+    for kind, names in (
+        ("without", set(wanted) - set(stored)),
+        ("with unexpected", set(stored) - set(wanted) - {_TIED}),
+    ):
         if names:
-            refuse(f"{folder} {kind} {_some(sorted(names))}", "the tensors its config.json describes", "another checkpoint")
+            refuse(
+                f"{folder} {kind} {some(sorted(names))}", "the tensors its config.json describes", "another checkpoint"
+            )
     for name, shape in wanted.items():
         if stored[name].shape != shape:
-            refuse(f"{name} of shape {stored[name].shape}", f"{shape} by config.json", "config and weights of one model")
+            refuse(
+                f"{name} of shape {stored[name].shape}", f"{shape} by config.json", "config and weights of one model"
+            )
     if _TIED in stored:
         embedding = stored["model.decoder.embed_tokens.weight"]
         if stored[_TIED].shape != embedding.shape or not np.array_equal(stored[_TIED].read(), embedding.read()):
@@ -288,61 +197,26 @@ def build(
         If an array holds a value that is not finite, before or after conversion.
     """
     model = WhisperModel(dims, dtype=dtype, generation=generation, tokenizer=tokenizer, label=label)
-    graph, state = nnx.split(model)
 
-    def fill(path: Any, leaf: Any) -> Array:
-        names = tuple(getattr(entry, "key", getattr(entry, "name", None)) for entry in path)
-        names = names[:-1] if names[-1] == "value" else names
+    def fill(tree: Mapping[Any, Any], prefix: ParameterPath = ()) -> dict[Any, Any]:
+        return {
+            key: fill(value, (*prefix, key)) if isinstance(value, Mapping) else parameter((*prefix, key))
+            for key, value in tree.items()
+        }
+
+    def parameter(path: ParameterPath) -> Array:
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
-            array = np.ascontiguousarray(np.asarray(read(names)), dtype=dtype)
+            array = np.ascontiguousarray(np.asarray(read(path)), dtype=dtype)
         if not np.isfinite(array).all():
-            refuse(f"{stored_name(names)} with NaN or infinity", f"finite weights in {dtype}", "another checkpoint or dtype")
+            refuse(
+                f"{stored_name(path)} with NaN or infinity", f"finite weights in {dtype}", "another checkpoint or dtype"
+            )
         return jnp.asarray(array)
 
-    return nnx.merge(graph, jax.tree_util.tree_map_with_path(fill, state))
-
-
-def read_generation(described: Mapping[str, Any], dims: Dims, tokenizer: Tokenizer) -> Generation:
-    """Read prompt, suppressed tokens and length from a `generation_config.json`, already parsed.
-
-    Raises
-    ------
-    InputError
-        If a token id lies outside the vocabulary, or start or end are not named.
-    """
-    prompt = [described.get("decoder_start_token_id")]
-    for _, token in sorted(map(tuple, described.get("forced_decoder_ids") or [])):
-        prompt.append(token)
-    special = tokenizer.special
-    if len(prompt) == 1 or None in prompt[1:]:
-        prompt[1:] = _default_prompt(special, multilingual=bool(described.get("is_multilingual")))
-    no_speech = next((special[name] for name in _NO_SPEECH if name in special), None)
-    longest = described.get("max_length") or dims.positions
-    generation = Generation(
-        prompt=tuple(prompt),
-        end=described.get("eos_token_id"),  # pyright: ignore[reportArgumentType]
-        suppress=tuple(described.get("suppress_tokens") or ()),
-        suppress_first=tuple(described.get("begin_suppress_tokens") or ()),
-        longest=min(longest, dims.positions) if isinstance(longest, int) else longest,
-        no_speech=no_speech,
-    )
-    ids = {*generation.prompt, generation.end, *generation.suppress, *generation.suppress_first} | {no_speech or 0}
-    strange = [id for id in ids if type(id) is not int or not 0 <= id < dims.vocabulary]
-    if strange:
-        refuse(
-            f"token ids {strange[:3]} in the generation config",
-            f"integers from 0 to {dims.vocabulary - 1}",
-            "tokenizer, config and weights of one model",
-        )
-    if not isinstance(generation.longest, int) or generation.longest <= len(generation.prompt):
-        refuse(f"max_length={generation.longest}", f"more than the prompt's {len(generation.prompt)}", "max_length=448")
-    return generation
-
-
-def _default_prompt(special: Mapping[str, int], *, multilingual: bool) -> list[int]:
-    """Return the prompt after start-of-transcript: English, transcribe, no timestamps."""
-    names = ["<|en|>", "<|transcribe|>"] if multilingual else []
-    return [special[name] for name in [*names, "<|notimestamps|>"] if name in special]
+    state = nnx.state(model, nnx.Param)
+    nnx.replace_by_pure_dict(state, fill(model.parameters))
+    nnx.update(model, state)
+    return model
 
 
 def random_model(
@@ -364,8 +238,8 @@ def random_model(
 
     Notes
     -----
-    Kernels and embeddings are normal with variance 1/inputs, biases normal with deviation 0.02, LayerNorm scales near 1.
-    Nothing a trained model does can be read off it.
+    Kernels and embeddings are normal with variance 1/inputs, biases normal with deviation 0.02,
+    LayerNorm scales near 1. Nothing a trained model does can be read off it.
 
     Examples
     --------

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ..audio import HOP, SAMPLE_RATE, load_audio, log_mel
+from ..audio import SAMPLE_RATE, load_audio, log_mel
 from ..types import container, refuse
 from . import blocks
 from .blocks import Cache, Parameters
-from .model import Generation, WhisperModel, embed, read_out
+from .generation import Generation
+from .model import WhisperModel, embed, read_out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +166,7 @@ def _mask(vocabulary: int, ids: Sequence[int], dtype: Any) -> Float[Array, " voc
 
 
 def encode_audio(
-    model: WhisperModel, audio: str | os.PathLike[str] | Float[Array | np.ndarray, " n"]
+    model: WhisperModel, audio: str | os.PathLike[str] | Array | np.ndarray
 ) -> tuple[Float[Array, "frames width"], float]:
     """Return the encoder output of one clip, and the clip's length in seconds.
 
@@ -194,7 +195,9 @@ def encode_audio(
     else:
         samples, name = np.asarray(audio), "audio"
         if samples.dtype not in (np.float32, np.float64) or samples.ndim != 1:
-            refuse(f"{name} of shape {samples.shape}, {samples.dtype}", "(n,) float samples at 16 kHz", "load_audio(path)")
+            refuse(
+                f"{name} of shape {samples.shape}, {samples.dtype}", "(n,) float samples at 16 kHz", "load_audio(path)"
+            )
         if samples.size == 0 or not np.isfinite(samples).all():
             refuse(f"{name} that is empty or not finite", "finite samples", "load_audio(path)")
     window = model.dims.window_samples
@@ -209,9 +212,7 @@ def encode_audio(
     return model.encode(mel), samples.size / SAMPLE_RATE
 
 
-def transcribe(
-    model: WhisperModel, audio: str | os.PathLike[str] | Float[Array | np.ndarray, " n"]
-) -> Transcription:
+def transcribe(model: WhisperModel, audio: str | os.PathLike[str] | Array | np.ndarray) -> Transcription:
     """Transcribe one clip of at most one window (30 s), greedily.
 
     Parameters

@@ -54,7 +54,9 @@ class Dims:
             size = getattr(self, field.name)
             largest = _DEEPEST if field.name.endswith("layers") else _LARGEST
             if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= largest:
-                refuse(f"{_KEYS[field.name]}={size!r}", f"an integer from 1 to {largest}", "the config.json of the model")
+                refuse(
+                    f"{_KEYS[field.name]}={size!r}", f"an integer from 1 to {largest}", "the config.json of the model"
+                )
         for heads in ("encoder_heads", "decoder_heads"):
             if self.width % getattr(self, heads):
                 refuse(

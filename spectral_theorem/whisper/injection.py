@@ -47,9 +47,7 @@ class CrossFactors:
     output_map: Float[Array, "*layers width heads size"]
 
 
-def cross_factors(
-    model: WhisperModel, encoder_output: Float[Array, "frames width"], tokens: Sequence[int], position: int
-) -> CrossFactors:
+def cross_factors(model: WhisperModel, encoder_output: Array, tokens: Sequence[int], position: int) -> CrossFactors:
     """Return the factors of every decoder layer's injection at one position.
 
     Parameters
@@ -147,9 +145,7 @@ def injection_gram(left: CrossFactors, right: CrossFactors) -> Float[Array, "wid
         "gid,hjd->gihj", left.value_map, right.value_map
     )
     core += _sum("gid,hd->gih", left.value_map, right.key)[..., None] * _sum("gf,hfj->ghj", left.weights, z)[:, None]
-    core += (
-        _sum("hf,gfi->gih", right.weights, y)[..., None] * _sum("hjd,gd->ghj", right.value_map, left.key)[:, None]
-    )
+    core += _sum("hf,gfi->gih", right.weights, y)[..., None] * _sum("hjd,gd->ghj", right.value_map, left.key)[:, None]
     core += _sum("gd,hd->gh", left.key, right.key)[:, None, :, None] * _sum("gfi,hfj->gihj", y, z)
     width = left.key.shape[-1]
     outer = lambda one: one.output_map.reshape(width, -1)

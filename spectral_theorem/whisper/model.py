@@ -4,7 +4,6 @@ Modules hold parameters under the names of the published checkpoints; what they 
 `blocks`, as pure functions of those parameters.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -18,6 +17,7 @@ from ..types import container, refuse
 from . import blocks
 from .blocks import Parameters
 from .dims import Dims
+from .generation import Generation
 from .tokenizer import Tokenizer
 
 
@@ -102,28 +102,6 @@ class Decoder(nnx.Module):
         self.layer_norm = LayerNorm(dims.width, dtype=dtype)
 
 
-@dataclasses.dataclass(frozen=True)
-class Generation:
-    """Hold what decoding needs to know besides the weights.
-
-    Parameters
-    ----------
-    prompt : token ids every transcript starts with, start-of-transcript first.
-    end : id of end-of-text.
-    suppress : ids never generated.
-    suppress_first : ids not generated as the first token.
-    longest : longest sequence, prompt and end-of-text included.
-    no_speech : id whose probability after start-of-transcript says "no speech", or None.
-    """
-
-    prompt: tuple[int, ...]
-    end: int
-    suppress: tuple[int, ...] = ()
-    suppress_first: tuple[int, ...] = ()
-    longest: int = 448
-    no_speech: int | None = None
-
-
 class WhisperModel(nnx.Module):
     """Hold a whole Whisper: encoder, decoder, and what is needed to use them.
 
@@ -156,7 +134,7 @@ class WhisperModel(nnx.Module):
         """All weights as nested dicts of arrays; layers are keyed by their number, from 0."""
         return nnx.to_pure_dict(nnx.state(self, nnx.Param))
 
-    def encode(self, mel: Float[Array, "*batch mels frames2"]) -> Float[Array, "*batch frames width"]:
+    def encode(self, mel: Array) -> Float[Array, "*batch frames width"]:
         """Return the encoder output of log-mel windows, (mels, 2F) each.
 
         Raises
@@ -166,7 +144,9 @@ class WhisperModel(nnx.Module):
         """
         wanted = (self.dims.mels, 2 * self.dims.frames)
         if mel.shape[-2:] != wanted:
-            refuse(f"log-mel of shape {tuple(mel.shape)}", f"(..., {wanted[0]}, {wanted[1]})", "log_mel(samples, n_mels)")
+            refuse(
+                f"log-mel of shape {tuple(mel.shape)}", f"(..., {wanted[0]}, {wanted[1]})", "log_mel(samples, n_mels)"
+            )
         return encode(self.parameters["encoder"], mel.astype(self.dtype), heads=self.dims.encoder_heads)
 
     def logits(

@@ -42,14 +42,20 @@ class Tokenizer:
         if not path.is_file():
             refuse(f"{path}, which is not a file", "a tokenizer.json", "the folder of a Hugging Face model")
         if path.stat().st_size > _LARGEST_FILE:
-            refuse(f"{path} of {path.stat().st_size} bytes", f"at most {_LARGEST_FILE}", "the model's own tokenizer.json")
+            refuse(
+                f"{path} of {path.stat().st_size} bytes", f"at most {_LARGEST_FILE}", "the model's own tokenizer.json"
+            )
         try:
             self._tokenizer: Any = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
         except Exception as error:  # the package raises bare Exception
-            refuse(f"{path}, not a tokenizer ({' '.join(str(error).split())[:120]})", "a tokenizer.json", "another file")
+            refuse(
+                f"{path}, not a tokenizer ({' '.join(str(error).split())[:120]})", "a tokenizer.json", "another file"
+            )
         added = self._tokenizer.get_added_tokens_decoder()
         self.special: dict[str, int] = {
-            token.content: id for id, token in added.items() if token.content.startswith("<|") and token.content.endswith("|>")
+            token.content: id
+            for id, token in added.items()
+            if token.content.startswith("<|") and token.content.endswith("|>")
         }
         self._silent = frozenset(self.special.values())
 

@@ -80,7 +80,13 @@ class Case:
         added = [{"id": words.index(name), "content": name, "special": True, **flags} for name in SPECIAL]
         nothing = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder"))
         model = {"type": "WordLevel", "vocab": {w: i for i, w in enumerate(words)}, "unk_token": SPECIAL[0]}
-        return {"version": "1.0", **nothing, "added_tokens": added, "pre_tokenizer": {"type": "Whitespace"}, "model": model}
+        return {
+            "version": "1.0",
+            **nothing,
+            "added_tokens": added,
+            "pre_tokenizer": {"type": "Whitespace"},
+            "model": model,
+        }
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of a PyTorch checkpoint with these sizes."""

@@ -1,0 +1,317 @@
+"""The model and its decomposition into layers, against itself by other routes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spectral_theorem import whisper
+from spectral_theorem.audio import load_audio
+from spectral_theorem.types import InputError
+from spectral_theorem.whisper import Cache, Dims, blocks
+
+DIMS = Dims(
+    width=16,
+    mels=8,
+    frames=7,
+    vocabulary=11,
+    positions=12,
+    encoder_layers=2,
+    encoder_heads=2,
+    encoder_hidden=20,
+    decoder_layers=3,
+    decoder_heads=4,
+    decoder_hidden=24,
+)
+TOKENS = [9, 1, 2, 3, 4]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return whisper.random_model(jax.random.key(1), DIMS, dtype="float64")
+
+
+@pytest.fixture(scope="module")
+def context(model):
+    return model.encode(jax.random.normal(jax.random.key(2), (8, 14), "float64"))
+
+
+@pytest.fixture(scope="module")
+def run(model, context):
+    return whisper.decoder_pass(model.parameters["decoder"], jnp.asarray(TOKENS), context, heads=DIMS.decoder_heads)
+
+
+def distance(x, y):
+    return float(np.abs(np.asarray(x) - np.asarray(y)).max())
+
+
+# The model.
+
+
+def test_parameters_are_named_and_shaped_as_in_the_flax_port(model):
+    layer = model.parameters["decoder"]["layers"][0]
+    assert layer["fc1"]["kernel"].shape == (16, 24)
+    assert set(layer["encoder_attn"]["k_proj"]) == {"kernel"}
+    assert set(layer["encoder_attn"]["v_proj"]) == {"kernel", "bias"}
+    assert model.parameters["encoder"]["conv2"]["kernel"].shape == (3, 16, 16)
+    assert model.label == "random weights (plumbing only)"
+
+
+def test_stem_is_two_convolutions(model):
+    parameters = model.parameters["encoder"]
+    mel = np.random.default_rng(0).standard_normal((8, 14))
+    erf = np.vectorize(__import__("math").erf)
+    x = mel.T
+    for name, stride in (("conv1", 1), ("conv2", 2)):
+        kernel, bias = (np.asarray(parameters[name][part]) for part in ("kernel", "bias"))
+        rows = []
+        for at in range(0, x.shape[0], stride):
+            taps = [(i, at + i - 1) for i in range(3) if 0 <= at + i - 1 < x.shape[0]]
+            rows.append(bias + sum(x[j] @ kernel[i] for i, j in taps))
+        y = np.asarray(rows)
+        x = 0.5 * y * (1 + erf(y / np.sqrt(2)))
+    expected = x + np.asarray(parameters["embed_positions"]["embedding"])
+    assert distance(blocks.encoder_stem(parameters, jnp.asarray(mel)), expected) < 1e-13
+
+
+def test_layer_norm_uses_whispers_epsilon():
+    x = jnp.asarray([1e-3, -1e-3])
+    one = {"scale": jnp.ones(2), "bias": jnp.zeros(2)}
+    assert distance(blocks.layer_norm(one, x), x / np.sqrt(1e-6 + 1e-5)) < 1e-12
+
+
+def test_attention_is_the_same_over_one_head_at_a_time(monkeypatch):
+    q, k, v = (jax.random.normal(key, (5, 2, 3)) for key in jax.random.split(jax.random.key(0), 3))
+    together = blocks.attend(q, k, v)
+    monkeypatch.setattr(blocks, "_LARGE", 0)
+    assert distance(together, blocks.attend(q, k, v)) < 1e-14
+    weights = jax.nn.softmax(jnp.einsum("nhi,mhi->hnm", q, k), axis=-1)
+    assert distance(together, jnp.einsum("hnm,mhi->nhi", weights, v).reshape(5, 6)) < 1e-14
+
+
+def test_decoder_never_looks_ahead(model, context, run):
+    other = model.logits(jnp.asarray([*TOKENS[:3], 7, 8]), context)
+    assert distance(other[:3], run.logits[:3]) < 1e-13
+    assert distance(other[3], run.logits[3]) > 1e-3
+
+
+def test_sub_block_outputs_add_up_to_the_residual_stream(run):
+    added = run.self_attention + run.cross_attention + run.mlp
+    assert distance(run.residual[:-1] + added, run.residual[1:]) < 1e-13
+
+
+def test_batches_equal_singles(model):
+    mel = jax.random.normal(jax.random.key(3), (2, 8, 14), "float64")
+    tokens = jnp.asarray([TOKENS, TOKENS[::-1]])
+    batch = model(mel, tokens)
+    assert batch.shape == (2, 5, 11)
+    for i in range(2):
+        assert distance(batch[i], model(mel[i], tokens[i])) < 1e-13
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [("float32", 1e-4), ("bfloat16", 0.3)])
+def test_lower_precision_stays_near(model, context, run, dtype, allowed):
+    low = whisper.random_model(jax.random.key(1), DIMS, dtype=dtype)
+    low_weights = jax.tree.map(lambda x: x.astype(dtype), model.parameters)
+    logits = whisper.decoder_pass(
+        low_weights["decoder"], jnp.asarray(TOKENS), context.astype(dtype), heads=DIMS.decoder_heads
+    ).logits
+    assert logits.dtype == low.dtype == jnp.dtype(dtype)
+    assert 0 < distance(logits.astype("float64"), run.logits) < allowed
+
+
+def test_wrong_windows_are_refused(model):
+    with pytest.raises(InputError, match="log-mel of shape"):
+        model.encode(jnp.zeros((8, 13)))
+
+
+# The chain of one token.
+
+
+@pytest.mark.parametrize("granularity", ["block", "sub-block"])
+@pytest.mark.parametrize("position", [0, 2, 4])
+def test_layers_reproduce_the_residual_stream(model, context, run, granularity, position):
+    chain = whisper.token_layers(model, context, TOKENS, position, granularity)
+    every = len(chain.layers) // DIMS.decoder_layers
+    h = chain.state
+    assert distance(h, run.residual[0, position]) < 1e-12
+    for i, layer in enumerate(chain.layers):
+        h = layer(h, chain.context)
+        if (i + 1) % every == 0:
+            assert distance(h, run.residual[(i + 1) // every, position]) < 1e-12
+    assert len(chain.names) == len(chain.layers) == len(set(chain.names))
+
+
+def test_later_tokens_and_their_number_do_not_matter(model, context):
+    short = whisper.token_layers(model, context, TOKENS[:3], 2)
+    long = whisper.token_layers(model, context, [*TOKENS[:3], 8, 8, 8], 2)
+    for a, b in zip(short.layers, long.layers, strict=True):
+        assert distance(a(short.state, context), b(long.state, context)) == 0.0
+
+
+def test_all_layers_share_one_trace(model, context):
+    traces = []
+
+    @jax.jit
+    def image(layer, h, c):
+        traces.append(layer)
+        return layer(h, c)
+
+    for position in (1, 3):
+        chain = whisper.token_layers(model, context, TOKENS, position)
+        for layer in chain.layers:
+            image(layer, chain.state, chain.context)
+    assert len(traces) == 1
+
+
+def test_own_key_and_value_are_differentiated(model):
+    # With no past the only weight is 1, so the sub-block is h + W_O (W_V LN(h) + b_V) + b_O.
+    parameters = model.parameters["decoder"]["layers"][1]
+    nothing = jnp.zeros((4, 4, 4))
+    h = jax.random.normal(jax.random.key(5), (16,), "float64")
+    norm = jax.jacfwd(lambda h: blocks.layer_norm(parameters["self_attn_layer_norm"], h))(h)
+    attention = parameters["self_attn"]
+    expected = jnp.eye(16) + (norm.T @ attention["v_proj"]["kernel"] @ attention["out_proj"]["kernel"]).T
+    found = jax.jacfwd(lambda h: blocks.self_attention(parameters, h, Cache(nothing, nothing, jnp.asarray(0))))(h)
+    assert distance(found, expected) < 1e-13
+
+
+def test_cache_beyond_its_length_is_not_seen(model, run):
+    parameters = model.parameters["decoder"]["layers"][0]
+    h, length = run.residual[0, 3], jnp.asarray(3)
+    clean = blocks.self_attention(parameters, h, Cache(run.keys[0], run.values[0], length))
+    dirty = blocks.self_attention(
+        parameters, h, Cache(run.keys[0].at[3:].set(1e3), run.values[0].at[3:].set(1e3), length)
+    )
+    assert distance(clean, dirty) == 0.0
+    assert distance(clean, blocks.self_attention(parameters, h, Cache(run.keys[0], run.values[0], length - 1))) > 1e-6
+
+
+@pytest.mark.parametrize("wrt", [0, 1])
+def test_layer_derivatives_agree_with_differences(model, context, wrt):
+    chain = whisper.token_layers(model, context, TOKENS, 3)
+    point = [chain.state, chain.context]
+    direction = jax.random.normal(jax.random.key(7), point[wrt].shape, "float64")
+    for layer in chain.layers:
+        along = lambda t, layer=layer: layer(*[x + t * direction if i == wrt else x for i, x in enumerate(point)])
+        slope = jax.jvp(along, (0.0,), (1.0,))[1]
+        difference = (along(1e-5) - along(-1e-5)) / 2e-5
+        assert distance(slope, difference) < 1e-8 * float(jnp.abs(slope).max())
+        w = jax.random.normal(jax.random.key(8), (16,), "float64")
+        pulled = jax.vjp(lambda h, c, layer=layer: layer(h, c), *point)[1](w)[wrt]
+        assert abs(jnp.vdot(pulled, direction) - jnp.vdot(w, slope)) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"position": 5}, "position 5"),
+        ({"position": -1}, "position -1"),
+        ({"tokens": [9, 11], "position": 1}, "token 11"),
+        ({"tokens": [1] * 13, "position": 12}, "position 12"),
+        ({"encoder_output": jnp.zeros((6, 16))}, "encoder output"),
+        ({"encoder_output": jnp.zeros((7, 16), "float32")}, "float32"),
+        ({"granularity": "head"}, "granularity"),
+    ],
+)
+def test_nonsense_is_refused(model, context, change, word):
+    arguments = {"encoder_output": context, "tokens": TOKENS, "position": 0} | change
+    with pytest.raises(InputError, match=word):
+        whisper.token_layers(model, **arguments)
+
+
+# The structured injection.
+
+
+@pytest.fixture(scope="module")
+def factors(model, context):
+    return whisper.cross_factors(model, context, TOKENS, 3)
+
+
+@pytest.fixture(scope="module")
+def dense(model, context):
+    """Return G of every cross-attention sub-block, (L, D, F, D), by reverse-mode differentiation."""
+    chain = whisper.token_layers(model, context, TOKENS, 3, "sub-block")
+    h, found = chain.state, []
+    for name, layer in zip(chain.names, chain.layers, strict=True):
+        if "cross" in name:
+            found.append(jax.jacrev(layer, 1)(h, context))
+        h = layer(h, context)
+    return jnp.stack(found)
+
+
+def test_gram_of_every_pair_of_layers_is_exact(factors, dense):
+    flat = dense.reshape(3, 16, -1)
+    grams = whisper.injection_gram_pairs(factors)
+    assert distance(grams, jnp.einsum("kif,ljf->klij", flat, flat)) < 1e-12
+    assert distance(grams[0, 2], grams[2, 0].T) == 0.0
+
+
+def test_gram_needs_every_term(factors, dense):
+    flat = dense.reshape(3, 16, -1)
+    one = jax.tree.map(lambda leaf: leaf[0], factors)
+    for field in ("weights", "values", "output", "key", "value_map", "output_map"):
+        bent = type(one)(**{name: getattr(one, name) * (1.01 if name == field else 1.0) for name in vars(one)})
+        assert distance(whisper.injection_gram(bent, one), flat[0] @ flat[0].T) > 1e-6
+
+
+def test_sum_over_frames_is_free(factors, dense):
+    assert distance(whisper.injection_frame_sum(factors), dense.sum(2)) < 1e-13
+
+
+def test_rows_of_the_injection(factors, dense):
+    one = jax.tree.map(lambda leaf: leaf[1], factors)
+    vectors = jax.random.normal(jax.random.key(9), (3, 16), "float64")
+    assert distance(whisper.injection_rows(one, vectors), jnp.einsum("nx,xfd->nfd", vectors, dense[1])) < 1e-13
+
+
+def test_block_injection_is_the_mlp_applied_to_the_cross_injection(model, context, dense):
+    whole = whisper.token_layers(model, context, TOKENS, 3)
+    parts = whisper.token_layers(model, context, TOKENS, 3, "sub-block")
+    own, cross, mlp = parts.layers[:3]
+    after = cross(own(whole.state, context), context)
+    through = jax.jacfwd(lambda h: mlp(h, context))(after)
+    assert (
+        distance(jax.jacrev(whole.layers[0], 1)(whole.state, context), jnp.einsum("xy,yfd->xfd", through, dense[0]))
+        < 1e-13
+    )
+
+
+# Real blocks.
+
+
+@pytest.mark.slow
+def test_real_blocks_have_the_derivatives_that_differences_show(shared):
+    """Every decoder block at three steps: W by jacfwd, G along 16 directions of the full context."""
+    model = whisper.load(shared / "models" / "whisper-tiny.en-digits", "float64")
+    clip = shared / "data" / "fsdd" / "recordings" / "7_jackson_0.wav"
+    context, _ = whisper.encode_audio(model, load_audio(clip)[0])
+    sequence = [*model.generation.prompt, 7, 10]
+    h_key, c_key, v_key = jax.random.split(jax.random.key(0), 3)
+    along_h = jax.random.normal(h_key, (4, 384), "float64")
+    along_c = jax.random.normal(c_key, (16, *context.shape), "float64")
+    v = jax.random.normal(v_key, (384,), "float64")
+
+    @jax.jit
+    def compare(layer, h, c):
+        step = 1e-4
+        central = lambda f: lambda d: (f(step * d) - f(-step * d)) / (2 * step)
+        w = jax.jacfwd(layer)(h, c)
+        back = jax.vjp(layer, h, c)[1](v)
+        pushed = jax.lax.map(lambda d: jax.jvp(lambda c: layer(h, c), (c,), (d,))[1], along_c)
+        differences = jax.lax.map(central(lambda d: layer(h, c + d)), along_c)
+        return (
+            jnp.abs(along_h @ w.T - jax.vmap(central(lambda d: layer(h + d, c)))(along_h)).max()
+            / jnp.abs(along_h @ w.T).max(),
+            jnp.abs(back[0] - v @ w).max() / jnp.abs(back[0]).max(),
+            jnp.abs(pushed - differences).max() / jnp.abs(pushed).max(),
+            jnp.abs(jnp.einsum("nfd,fd->n", along_c, back[1]) - pushed @ v).max() / jnp.abs(pushed @ v).max(),
+            layer(h, c),
+        )
+
+    for position in (1, 2, 3):
+        chain = whisper.token_layers(model, context, sequence, position)
+        h = chain.state
+        for layer in chain.layers:
+            *errors, h = compare(layer, h, context)
+            assert max(map(float, errors)) < 1e-8
