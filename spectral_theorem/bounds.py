@@ -324,20 +324,28 @@ def _propagator_norms(triplets: Triplets) -> Any:
     (along, across), _ = jax.lax.scan(step, start, layers)
     log_v, log_perp = log_of(along[2]) + along[3], log_of(across[2]) + across[3]
     transfer = 0.5 * jnp.logaddexp(2 * log_v, 2 * log_perp)
-    sharp = jnp.concatenate([reverse_cumsum(_log_growth(triplets)), jnp.zeros((1,), xi.dtype)])
+    first, later = _log_growth(triplets)
+    nothing = jnp.zeros((1,), xi.dtype)
+    # the weight of the layer a product starts at is free: 1 is best, and makes two-layer products exact
+    sharp = jnp.concatenate([first + jnp.concatenate([reverse_cumsum(later), nothing])[1:], nothing])
     return gains + jnp.minimum(0.0, jnp.minimum(transfer, sharp))
 
 
-def _log_growth(triplets: Triplets) -> Any:
-    r"""Return log mu_j of the sharp growth bound, (L-1,).
+def _log_growth(triplets: Triplets) -> tuple[Any, Any]:
+    r"""Return log mu_j of the sharp growth bound, (L-1,) each: at the start of a product, and inside it.
 
     The angle's error is added to mu itself: |d mu / d phi| <= 1, and the matrix is not monotone in phi.
     """
     xi = triplets.xi
-    weight = jnp.concatenate([xi[1:-1], xi[-1:] ** 2]) if xi.shape[0] > 1 else xi[:0]
+    after = jnp.concatenate([xi[1:-1], xi[-1:] ** 2]) if xi.shape[0] > 1 else xi[:0]
     kappa, s, x = jnp.abs(triplets.kappa), triplets.misalignment, xi[:-1]
-    a, b = kappa, s * jnp.sqrt(x)
-    c, d = s * jnp.sqrt(weight), -kappa * jnp.sqrt(x * weight)
-    mu = 0.5 * (jnp.hypot(a + d, b - c) + jnp.hypot(a - d, b + c))
     sure = triplets.resolved[:-1] & triplets.resolved[1:]
-    return log_of(jnp.minimum(mu + jnp.where(sure, triplets.coupling_error, 0.0), 1.0))
+    error = jnp.where(sure, triplets.coupling_error, 0.0)
+
+    def growth(entering: Any) -> Any:  # entering = xi_j / sqrt(w_j)
+        a, b = kappa, s * entering
+        c, d = s * jnp.sqrt(after), -kappa * entering * jnp.sqrt(after)
+        mu = 0.5 * (jnp.hypot(a + d, b - c) + jnp.hypot(a - d, b + c))
+        return log_of(jnp.minimum(mu + error, 1.0))
+
+    return growth(x), growth(jnp.sqrt(x))

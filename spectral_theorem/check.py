@@ -1,17 +1,15 @@
 """Run one `verify`: a planted chain, a chain file or a run folder → verdict, record, run folder, report."""
 
-import contextlib
 import dataclasses
 import os
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from .chainfile import load_chain, save_chain
-from .console import Outcome, exit_code, verification_text
+from .console import Outcome, exit_code, verdicts, verification_text, working
 from .ensembles import planted
 from .report import write_report
 from .runs import SUMMARY, RunFolder, read_summary, verification_rows
@@ -100,45 +98,6 @@ def run(
         _write(folder, cases, record)
         texts.append(f"written to {folder.path}: {', '.join(sorted(p.name for p in folder.path.iterdir()))}")
     return Outcome("\n\n".join(texts), json_ready(record)[0], exit_code(list(chains.values()), require=require))
-
-
-def verdicts(chain: Mapping[str, Any]) -> dict[str, str]:
-    """Collect the verdict of every condition and claim of a verification.
-
-    Parameters
-    ----------
-    chain : the verification as `to_dict` gives it.
-
-    Examples
-    --------
-    >>> verdicts({"conditions": {"purity": {"verdict": "HOLDS"}}, "claims": {"c2": {"verdict": "UNDECIDED"}}})
-    {'purity': 'HOLDS', 'c2': 'UNDECIDED'}
-    """
-    entries = {**chain["conditions"], **chain["claims"]}
-    return {name: entry["verdict"] for name, entry in entries.items()}
-
-
-@contextlib.contextmanager
-def working(what: str) -> Iterator[None]:
-    """Show on a terminal's standard error that work is going on; elsewhere nothing.
-
-    Parameters
-    ----------
-    what : the work, in a few words.
-
-    Examples
-    --------
-    >>> with working("counting"):
-    ...     print(1)
-    1
-    """
-    if not sys.stderr.isatty():
-        yield
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status(what):
-        yield
 
 
 def _plant(*, seed: int, dtype: str, **numbers: Any) -> Case:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PROGRAM = "spectral-theorem"
 DONE, VIOLATED, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 COLOURS = {"green": ["HOLDS"], "bold red": ["VIOLATED"], "yellow": ["UNDECIDED"], "dim": ["NOT_APPLICABLE"]}
+PLANTED = ("layers", "width", "context", "sigma", "kappa", "xi", "gamma", "coherence", "seed")
 
 Dtype = Literal["float64", "float32"]
 Number = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")]
@@ -275,6 +276,10 @@ def _run(verb: Verify | Demo | Measure) -> "Outcome":
     options = {field.name: getattr(verb, field.name) for field in dataclasses.fields(verb) if field.name != "json"}
     if isinstance(verb, Measure) and not verb.audio:
         raise BadUsage(f"got no AUDIO; expected one or more recordings; try {PROGRAM} measure {verb.model} clip.flac")
+    if isinstance(verb, Verify) and verb.file is not None:
+        given = [f"--{name}" for name in PLANTED if options.pop(name) != getattr(Verify, name)]
+        if given:
+            raise BadUsage(f"got {verb.file} and {', '.join(given)}; expected one or the other; try verify {verb.file}")
     import jax
 
     # Before any array exists: arrays made earlier would keep the other precision.
@@ -282,8 +287,8 @@ def _run(verb: Verify | Demo | Measure) -> "Outcome":
     if isinstance(verb, Verify):
         from . import check
 
-        chosen: dict[str, Any] = dataclasses.asdict(options.pop("thresholds"))
-        return check.run(**options, thresholds={name: value for name, value in chosen.items() if value is not None})
+        chosen = dataclasses.asdict(verb.thresholds)
+        return check.run(**options | {"thresholds": {name: x for name, x in chosen.items() if x is not None}})
     if isinstance(verb, Demo):
         from . import demo
 

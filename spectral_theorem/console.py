@@ -4,9 +4,11 @@ Input is the plain mapping of `Verification.to_dict`, so nothing here computes; 
 which the command line colours on a terminal.
 """
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 NAMES = {"stability": "H1 stability", "alignment": "H2 alignment", "coherence": "H3 coherence", "purity": "H4 purity"}
@@ -52,6 +54,45 @@ def exit_code(chains: Sequence[Mapping[str, Any]], *, require: str | None = None
     violated = any(claim["verdict"] == "VIOLATED" for chain in chains for claim in chain["claims"].values())
     unmet = any(condition["verdict"] != "HOLDS" for chain in chains for condition in chain["conditions"].values())
     return int(violated or (require == "conditions" and unmet))
+
+
+def verdicts(chain: Mapping[str, Any]) -> dict[str, str]:
+    """Collect the verdict of every condition and claim of a verification.
+
+    Parameters
+    ----------
+    chain : the verification as `to_dict` gives it.
+
+    Examples
+    --------
+    >>> verdicts({"conditions": {"purity": {"verdict": "HOLDS"}}, "claims": {"c2": {"verdict": "UNDECIDED"}}})
+    {'purity': 'HOLDS', 'c2': 'UNDECIDED'}
+    """
+    entries = {**chain["conditions"], **chain["claims"]}
+    return {name: entry["verdict"] for name, entry in entries.items()}
+
+
+@contextlib.contextmanager
+def working(what: str) -> Iterator[None]:
+    """Show on a terminal's standard error that work is going on; elsewhere nothing.
+
+    Parameters
+    ----------
+    what : the work, in a few words.
+
+    Examples
+    --------
+    >>> with working("counting"):
+    ...     print(1)
+    1
+    """
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
 
 
 def verdict_in_words(chain: Mapping[str, Any]) -> str:

@@ -323,14 +323,21 @@ class OperatorChain:
             refuse(
                 f"gram_pairs with shape {tuple(pairs.shape)}", f"(L, L, D, D) with L={depth}, D={width}", "gram_pairs=None"
             )
-        gram = np.asarray(pairs, dtype=np.float64).transpose(0, 2, 1, 3).reshape(depth * width, depth * width)
+        gram = np.array(pairs, dtype=np.float64).transpose(0, 2, 1, 3).reshape(depth * width, depth * width)
         if not np.isfinite(gram).all():
             refuse("gram_pairs with non-finite entries", "finite numbers only", "gram_pairs=None")
         eps = float(jnp.finfo(self.dtype).eps)
-        factor = _gram_factor(gram, eps=eps, most=self.context_size)
-        misfit = (gram - factor @ factor.T).reshape(depth, width, depth, width)
-        size = np.sqrt(np.maximum(np.trace(gram.reshape(depth, width, depth, width).diagonal(0, 0, 2)), 0.0))
-        relative = np.linalg.norm(misfit, axis=(1, 3)) / np.where(np.outer(size, size) > 0, np.outer(size, size), 1.0)
+        used = np.flatnonzero(np.diag(gram) > 0)  # sub-blocks without context are zero rows: no work
+        factor = np.zeros((depth * width, 1))
+        if used.size:
+            part = _gram_factor(gram[np.ix_(used, used)], eps=eps, most=self.context_size)
+            factor = np.zeros((depth * width, part.shape[1]))
+            factor[used] = part
+            gram[np.ix_(used, used)] -= part @ part.T
+        misfit = np.linalg.norm(gram.reshape(depth, width, depth, width), axis=(1, 3))
+        size = np.sqrt(np.sum(factor.reshape(depth, -1) ** 2, axis=1))
+        scale = np.outer(size, size)
+        relative = np.where(scale > 0, misfit / np.where(scale > 0, scale, 1.0), np.where(misfit > 0, np.inf, 0.0))
         return Compression(
             chain=LayerChain(self.propagators(), jnp.asarray(factor.reshape(depth, width, -1).astype(self.dtype))),
             rank=factor.shape[1] if factor.any() else 0,
@@ -377,15 +384,11 @@ class OperatorChain:
 
 
 def _gram_factor(gram: np.ndarray, *, eps: float, most: int) -> np.ndarray:
-    """Return B (n, r), r >= 1, with B B^T = gram up to rounding."""
-    scale = np.sqrt(np.maximum(np.diag(gram), 0.0))
-    inverse = np.where(scale > 0, 1.0 / np.where(scale > 0, scale, 1.0), 0.0)
-    unit = gram * inverse * inverse[:, None]
+    """Return B (n, r), r <= most, with B B^T = gram up to rounding; the diagonal is positive."""
+    scale = np.sqrt(np.diag(gram))
+    unit = gram / scale / scale[:, None]
     values, vectors = np.linalg.eigh(0.5 * (unit + unit.T))
-    cut_off = gram.shape[0] * eps * max(values[-1], 0.0)
-    kept = np.flatnonzero(values > cut_off)[::-1][:most]
-    if kept.size == 0:
-        return np.zeros((gram.shape[0], 1))
+    kept = np.flatnonzero(values > gram.shape[0] * eps * values[-1])[::-1][:most]
     return scale[:, None] * vectors[:, kept] * np.sqrt(values[kept])
 
 

@@ -275,7 +275,9 @@ def _cone(s: Spine, triplets: Triplets, first: int) -> dict[str, Any]:
     below = 1 - misalignment
     chi = jnp.where(below > 0, jnp.sqrt((1 + misalignment) / jnp.where(below > 0, below, 1.0)), jnp.inf)
     chi = jnp.concatenate([chi, jnp.ones((1,), chi.dtype)])  # chi_L = 1: nothing follows
-    factor = jnp.where(xi[1:] == 0, 0.0, xi[1:] * chi[:-1] * chi[1:])
+    # orthogonal neighbours (chi infinite) break the cone even at xi = 0: nothing arrives
+    blocked = jnp.isinf(chi[:-1]) | jnp.isinf(chi[1:])
+    factor = jnp.where(blocked, jnp.inf, xi[1:] * chi[:-1] * chi[1:])
     margin = 1 - jnp.max(factor, initial=0.0)
     sure = margin > 0
 
@@ -291,7 +293,8 @@ def _cone(s: Spine, triplets: Triplets, first: int) -> dict[str, Any]:
     total = jnp.sum(log_of(s.sigma))
     gammas, present, _ = projections(s)
     # an injection enters as a block when its off-path part is inside the widest aperture that is mapped back
-    limit = jnp.where(xi * chi > 0, 1 / jnp.where(xi * chi > 0, xi * chi, 1.0), jnp.inf)
+    reach = xi * jnp.where(jnp.isinf(chi), 0.0, chi)
+    limit = jnp.where(reach > 0, 1 / jnp.where(reach > 0, reach, 1.0), jnp.inf)
     off = jnp.sqrt(jnp.clip((1 - gammas) * (1 + gammas), 0.0))
     return {
         "cone_margin": margin,

@@ -101,13 +101,15 @@ def _c2(e: Evidence) -> Sides:
 
 def _propagators(e: Evidence) -> Sides:
     gains = jnp.flip(jnp.cumsum(jnp.flip(log_of(e.triplets.sigma[:, 0]))))[1:]
-    last = jnp.arange(gains.shape[0]) == gains.shape[0] - 1
-    return Sides(e.log_products[1:], e.bounds.log_propagator_norm, gains, equal=last | (e.chain.width == 1))
+    # one layer is its own norm, and in the plane two layers are known exactly
+    exact = {1: gains.shape[0], 2: 2}.get(e.chain.width, 1)
+    last = jnp.arange(gains.shape[0]) >= gains.shape[0] - exact
+    return Sides(e.log_products[1:], e.bounds.log_propagator_norm, gains, equal=last)
 
 
 def _total(e: Evidence) -> Sides:
     gain = jnp.sum(log_of(e.triplets.sigma[:, 0]))
-    same = e.chain.depth == 1 or e.chain.width == 1
+    same = e.chain.depth <= {1: e.chain.depth, 2: 2}.get(e.chain.width, 1)
     return Sides(e.log_products[0], e.bounds.log_total_norm, gain, equal=jnp.asarray(same))
 
 
@@ -421,6 +423,10 @@ def _evaluate(e: Evidence) -> ClaimTable:
     # a violated or absent condition outranks an undecided one
     lost = jnp.any(needs & ((given == Verdict.VIOLATED) | (given == Verdict.NOT_APPLICABLE)), axis=1)
     lost = lost | ~jnp.stack([jnp.asarray(True if spec.applies is None else spec.applies(e)) for spec in CLAIMS.values()])
+    # thresholds looser than the theorem's own imply nothing
+    t = e.thresholds
+    loose = {"stability": min(t.gain, t.cumulative_gain) < 1, "coherence": t.coherence < math.sqrt(0.5) - 1e-12}
+    lost = lost | np.asarray([any(loose.get(name, False) for name in spec.needs) for spec in CLAIMS.values()])
     code = jnp.where(lost, Verdict.NOT_APPLICABLE, jnp.where(unknown, Verdict.UNDECIDED, code))
     reason = jnp.where(lost | unknown, Reason.NEEDS_CONDITION, reason)
     absent = ~np.asarray(present)

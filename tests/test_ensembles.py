@@ -75,20 +75,20 @@ def test_width_one_is_scalar_multiplication(layers, context):
     np.testing.assert_allclose(np.linalg.norm(chain.injections, axis=(1, 2)), 1, rtol=1e-14)
 
 
-@pytest.mark.parametrize("width", [2, 3, 8])
-def test_numbers_next_to_the_edges_are_planted(width):
-    chain, truth = planting.planted_with_answers(
-        KEY, layers=16, width=width, context=5, **recipe(width, 5, kappa=1.0, misalignment=1e-9, xi=1 - 1e-9)
-    )
+@pytest.mark.parametrize(("layers", "width", "context"), SHAPES[1:4])
+def test_numbers_next_to_the_edges_are_planted(layers, width, context):
+    near = recipe(width, context, kappa=1.0, misalignment=1e-9, xi=1 - 1e-9)
+    chain, truth = planting.planted_with_answers(KEY, layers=layers, width=width, context=context, **near)
     s = np.linalg.norm(np.asarray(truth.v[1:]) - np.asarray(truth.u[:-1]), axis=1)
     np.testing.assert_allclose(s, 1e-9, atol=1e-15)
     _, s1, s2, _ = leading(chain.propagators)
     np.testing.assert_allclose(1 - s2 / s1, 1e-9, atol=1e-14)
-    _, truth = planting.planted_with_answers(
-        KEY, layers=16, width=width, context=5, **recipe(width, 5, kappa=-(1 - 1e-9))
+    kappa = -(1 - 1e-9)
+    chain, truth = planting.planted_with_answers(
+        KEY, layers=layers, width=width, context=context, **recipe(width, context, kappa=kappa)
     )
     s = np.linalg.norm(np.asarray(truth.v[1:]) + np.asarray(truth.u[:-1]), axis=1)
-    np.testing.assert_allclose(s, np.sqrt(2e-9), rtol=1e-9)
+    np.testing.assert_allclose(s, np.sqrt(2 * (1 + kappa)), rtol=1e-9)
 
 
 def test_kappa_zero_and_gamma_one():

@@ -252,17 +252,19 @@ def random_model(
     dtype = compute_dtype(dtype)
     if dims.vocabulary < 3:
         refuse(f"vocabulary={dims.vocabulary}", "at least 3 tokens", "vocabulary=16")
-    shapes = parameter_shapes(dims)
-    keys = dict(zip(shapes, jax.random.split(key, len(shapes)), strict=True))
-    wide = jnp.promote_types(dtype, jnp.float32)
+    shapes = {path: leaf.shape for path, leaf in parameter_shapes(dims).items()}
+    # One draw for all weights: a draw per shape would compile a generator per shape.
+    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+    noise = np.asarray(jax.random.normal(key, (int(ends[-1]),), jnp.promote_types(dtype, jnp.float32)))
+    pieces = dict(zip(shapes, np.split(noise, ends[:-1]), strict=True))
 
-    def draw(path: ParameterPath) -> Array:
-        shape, noise = shapes[path].shape, jax.random.normal(keys[path], shapes[path].shape, wide)
+    def draw(path: ParameterPath) -> np.ndarray:
+        piece = pieces[path].reshape(shapes[path])
         if path[-1] == "kernel":
-            return noise / math.sqrt(math.prod(shape[:-1]))
+            return piece / math.sqrt(math.prod(piece.shape[:-1]))
         if path[-1] == "embedding":
-            return noise / math.sqrt(shape[-1])
-        return 0.02 * noise + (1.0 if path[-1] == "scale" else 0.0)
+            return piece / math.sqrt(piece.shape[-1])
+        return 0.02 * piece + (1.0 if path[-1] == "scale" else 0.0)
 
     start, end = dims.vocabulary - 2, dims.vocabulary - 1
     generation = generation or Generation((start,), end, suppress=(start,), longest=dims.positions)
