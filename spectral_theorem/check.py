@@ -11,6 +11,7 @@ import jax
 from .chainfile import load_chain, save_chain
 from .console import Outcome, exit_code, verdicts, verification_text, working
 from .ensembles import planted
+from .profile import depth_profile
 from .report import write_report
 from .runs import SUMMARY, RunFolder, read_summary, verification_rows
 from .storage import json_ready
@@ -40,6 +41,7 @@ def run(
     thresholds: Mapping[str, float] | None = None,
     seed: int = 0,
     dtype: str = "float64",
+    claim: str | None = None,
     **numbers: Any,
 ) -> Outcome:
     """Check the chain, or the chains, that the options name.
@@ -82,7 +84,9 @@ def run(
     chains, texts = {}, []
     for case, limit in zip(cases, limits, strict=True):
         with working(f"verifying {case.name}"):
-            chains[case.name] = verify(case.chain, limit).to_dict()
+            found = verify(case.chain, limit)
+            profile = depth_profile(case.chain, found.triplets).to_dict(case.chain.depth)
+            chains[case.name] = found.to_dict() | {"title": case.origin, "profile": profile}
         shape = f"L={case.chain.depth}, D={case.chain.width}, C={case.chain.context_size}, {case.chain.dtype}"
         text = verification_text(chains[case.name], title=f"{case.origin}: {shape}")
         texts.append("\n\n".join(filter(None, [text, _compared(case, verdicts(chains[case.name]))])))

@@ -273,7 +273,8 @@ def one_line(box: str) -> str:
 
 def _run(verb: Verify | Demo | Measure) -> "Outcome":
     """Load what the verb needs, in the precision it asks for, and run it."""
-    options = {field.name: getattr(verb, field.name) for field in dataclasses.fields(verb) if field.name != "json"}
+    options: dict[str, Any] = {field.name: getattr(verb, field.name) for field in dataclasses.fields(verb)}
+    del options["json"]
     if isinstance(verb, Measure) and not verb.audio:
         raise BadUsage(f"got no AUDIO; expected one or more recordings; try {PROGRAM} measure {verb.model} clip.flac")
     if isinstance(verb, Verify) and verb.file is not None:
@@ -288,7 +289,8 @@ def _run(verb: Verify | Demo | Measure) -> "Outcome":
         from . import check
 
         chosen = dataclasses.asdict(verb.thresholds)
-        return check.run(**options | {"thresholds": {name: x for name, x in chosen.items() if x is not None}})
+        options["thresholds"] = {name: value for name, value in chosen.items() if value is not None}
+        return check.run(**options)
     if isinstance(verb, Demo):
         from . import demo
 

@@ -236,7 +236,8 @@ def _rows(
     def impurity(start: int) -> Row:
         xi, xi_error = triplets.xi[start:], triplets.xi_error[start:]
         least = lambda g: jnp.min(jnp.where(present, g, jnp.inf))
-        ratio = lambda x, g: jnp.where(g > 0, depth * x / jnp.where(g > 0, g, 1.0), jnp.where(x == 0, 0.0, jnp.inf))
+        # at gamma = 0 the quotient is infinite, or 0 for a pure chain; NaN passes through
+        ratio = lambda x, g: jnp.where(g == 0, jnp.where(x == 0, 0.0, jnp.inf), depth * x / jnp.where(g == 0, 1.0, g))
         value = ratio(jnp.max(xi), least(gammas))
         low = ratio(jnp.max(jnp.clip(xi - xi_error, 0.0)), least(jnp.clip(gammas + angle, None, 1.0)))
         high = ratio(jnp.max(xi + xi_error), least(jnp.clip(gammas - angle, 0.0)))

@@ -102,7 +102,8 @@ class RegimeReport:
     Attributes
     ----------
     code : certified `Regime`; `.regime` gives the member.
-    naive_code : the paper's reading, all rho < 1 dispersive, all rho >= 1 attractor; `.naive` gives the member.
+    naive_code : the paper's reading, all rho < 1 dispersive, all rho >= 1 attractor, where rho is defined;
+        `.naive` gives the member.
     dispersion_margin : ()  smallest of log K0 - delta (L-k) - log bound_k, nats; > 0 certifies decay.
     dispersion_rate : ()  -log(bound_1)/(L-1) in nats per layer, the certified mean decay.
     cone_margin : ()  1 - max_j xi_{j+1} chi_j chi_{j+1}; > 0 certifies an invariant cone.
@@ -255,8 +256,9 @@ def _classify(chain: Any, triplets: Triplets, bounds: Bounds | None, thresholds:
     code = jnp.where(dispersion_margin > allowance, Regime.DISPERSIVE, Regime.INDETERMINATE)
     code = jnp.where(attracts & (n > 1), Regime.ATTRACTOR, code)
     rho = triplets.rho[first:]
-    naive = jnp.where(jnp.all(rho < 1), Regime.DISPERSIVE, Regime.INDETERMINATE)
-    naive = jnp.where(jnp.all(rho >= 1), Regime.ATTRACTOR, naive) if n > 1 else jnp.asarray(Regime.INDETERMINATE)
+    defined = jnp.all(triplets.resolved[first:]) & (n > 1)  # a tie leaves rho without meaning
+    naive = jnp.where(defined & jnp.all(rho < 1), Regime.DISPERSIVE, Regime.INDETERMINATE)
+    naive = jnp.where(defined & jnp.all(rho >= 1), Regime.ATTRACTOR, naive)
     return RegimeReport(
         code=code.astype(jnp.int32),
         naive_code=naive.astype(jnp.int32),

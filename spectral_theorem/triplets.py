@@ -160,7 +160,8 @@ def _assemble(sigma: Any, sigma_top: Any, left: Any, right: Any, *, residual: An
     rho_error = first[:-1] * kappa_error + sigma_error[:-1] * (jnp.abs(kappa) + kappa_error)
     relative = jnp.clip(rho_error / jnp.where(rho > 0, rho, 1.0), None, 1.0)
     lam_error = jnp.where(rho > 0, -jnp.log1p(-relative), jnp.inf)
-    xi_error = jnp.where(known > 0, sigma_error * (1 + xi) / jnp.where(known > 0, first - residual, 1.0), 1.0)
+    least = first - residual
+    xi_error = jnp.where(least > 0, jnp.minimum(sigma_error * (1 + xi) / jnp.where(least > 0, least, 1.0), 1.0), 1.0)
     return Triplets(
         sigma=jnp.stack([first, second], axis=1),
         u=u,
