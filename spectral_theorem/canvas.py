@@ -8,7 +8,7 @@ import contextlib
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import matplotlib
@@ -110,6 +110,17 @@ def to_svg(figure: Figure, *, salt: str, label: str) -> str:
     return text.replace("<svg ", f'<svg role="img" aria-label="{words}" ', 1)
 
 
+def floats(values: Iterable[float | None]) -> np.ndarray:
+    """Take numbers of a record to an array, nulls to NaN.
+
+    Examples
+    --------
+    >>> floats([1, None]).tolist()
+    [1.0, nan]
+    """
+    return np.asarray([math.nan if value is None else value for value in values], dtype=float)
+
+
 def forth(values: Any, scale: str) -> np.ndarray:
     """Take values to axis coordinates; what has no place on the axis becomes NaN.
 
@@ -144,7 +155,8 @@ def limits(extent: Any, scale: str) -> tuple[float, float]:
         return float(math.floor(low - 0.05)), float(math.ceil(high + 0.05))
     if scale == "nines":
         return 0.0, high + 0.5
-    room = 0.125 * (high - low) or 0.05 * abs(high) or 0.05
+    # what differs by rounding alone is not spread over the whole axis
+    room = 0.125 * (high - low) if high - low > 1e-6 * max(abs(low), abs(high)) else 0.05 * abs(high) or 0.05
     return low - room, high + room
 
 
@@ -188,6 +200,13 @@ def end_labels(ax: Axes, labels: Sequence[tuple[float, str, str, str]]) -> None:
     for (y, words, colour, marker), place in zip(ordered, places, strict=True):
         ax.plot([1.0, 1.015], [y, place], color=colour, marker=marker or "None", **style)
         ax.text(1.024, place, words, transform=ax.transAxes, va="center")
+
+
+def layer_axis(ax: Axes, first: float, last: float, words: str) -> None:
+    """Let the horizontal axis count layers, from `first` to `last`, and name it."""
+    ax.set_xlim(first - 0.5, last + 0.5)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, min_n_ticks=1))
+    ax.set_xlabel(words)
 
 
 def _decade(exponent: int) -> str:

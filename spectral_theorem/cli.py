@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verb = parse(arguments)
         with _stop_on_sigterm():
             outcome = _run(verb)
-        _say(json_module.dumps(outcome.record, allow_nan=False, ensure_ascii=False) if verb.json else outcome.text)
+        _say(json_module.dumps(outcome.record, allow_nan=False) if verb.json else outcome.text)
         return outcome.exit_code
     except BadUsage as problem:
         return _fail(str(problem))
@@ -233,11 +233,11 @@ def parse(arguments: Sequence[str]) -> Verify | Demo | Measure:
 
 
 def one_line(box: str) -> str:
-    """Say in one line what a parser's box says in many.
+    r"""Say in one line what a parser's box says in many.
 
     Parameters
     ----------
-    box : text framed by box-drawing characters, its parts separated by rules.
+    box : text framed by box-drawing characters, or below its title, its parts separated by rules.
 
     Returns
     -------
@@ -246,13 +246,15 @@ def one_line(box: str) -> str:
 
     Examples
     --------
-    >>> one_line("│ Missing value for argument '--layers'. Expected 1 values. │")
+    >>> one_line("╭─ Missing argument ─╮\n│ Missing value for argument '--layers'. Expected 1 values. │")
     'got --layers without a value; expected --layers VALUE; try spectral-theorem --help'
     """
     lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    rules = [index for index, line in enumerate(lines) if line.startswith("───")]
-    said = " ".join(lines[: rules[0]] if rules else lines)
-    more = lines[rules[0] :] if rules else []
+    rules = [index for index, line in enumerate(lines) if re.fullmatch(r"[─-]{3,}", line)]
+    if "╭" not in box and rules:  # where the terminal knows no frames, the title is a part of its own
+        lines, rules = lines[rules[0] + 1 :], [rule - rules[0] - 1 for rule in rules[1:]]
+    said = " ".join(lines[: rules[0]] if rules else lines).strip()
+    more = [line for index, line in enumerate(lines) if rules and index > rules[0] and index not in rules]
     got, _, expected = said.partition("Expected ")
     got = got.strip().rstrip(".:").replace("Unrecognized options:", "unknown") or "no verb"
     if bad := re.match(r"Error parsing (\S+): .*?('[^']*')$", said):
@@ -320,6 +322,8 @@ def _stop_on_sigterm() -> Iterator[None]:
 
 def _say(text: str) -> None:
     """Print, in colour on a terminal, and stay calm when the reader of a pipe has left."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name of a file need not fit the terminal's encoding
     try:
         if sys.stdout.isatty():
             from rich.console import Console

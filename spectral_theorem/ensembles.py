@@ -161,7 +161,7 @@ def residual(
 
 
 def _positive(name: str, value: Any) -> Any:
-    return checked_values(name, value, (1,), above=0.0, hint=f"{name}=1.0")[0]
+    return checked_values(name, value, 1, above=0.0, hint=f"{name}=1.0")[0]
 
 
 def _random(key: Any, layers: int, width: int, context: int | None, initial: bool, dtype: Any) -> tuple[Any, Any, Any]:
@@ -391,9 +391,9 @@ def _example(layers: int, width: int, context: int, dtype: Any, **changes: Any) 
 
 def _plane_scalars(sigma: float, kappa: float, xi: float) -> tuple[float, float, float, float]:
     """Check the scalars of a D=2 chain and add the misalignment."""
-    sigma = float(checked_values("sigma", sigma, (1,), above=0.0, hint="sigma=3.0")[0])
-    kappa = float(checked_values("kappa", kappa, (1,), low=-1.0, high=1.0, hint="kappa=0.1")[0])
-    xi = float(checked_values("xi", xi, (1,), low=0.0, high=1.0, hint="xi=0.9")[0])
+    sigma = float(checked_values("sigma", sigma, 1, above=0.0, hint="sigma=3.0")[0])
+    kappa = float(checked_values("kappa", kappa, 1, low=-1.0, high=1.0, hint="kappa=0.1")[0])
+    xi = float(checked_values("xi", xi, 1, low=0.0, high=1.0, hint="xi=0.9")[0])
     return sigma, kappa, math.sqrt((1 - kappa) * (1 + kappa)), xi
 
 

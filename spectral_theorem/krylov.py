@@ -6,6 +6,7 @@ complement of what was found, until a round finds nothing larger. The results ar
 estimates with observed residuals, never bounds (docs/theory/rigour.md).
 """
 
+import dataclasses
 import functools
 import inspect
 import math
@@ -20,7 +21,7 @@ from matfree import decomp
 
 from .types import container, refuse
 
-_FIRST_STEPS = 20
+_FIRST_STEPS = 40
 _MOST_STEPS = 2048  # where the basis of a wide state would no longer fit; max_steps overrides
 
 
@@ -104,7 +105,7 @@ def leading_triplets(
 
     Notes
     -----
-    Spaces of 20, 40, 80, ... steps; as soon as 2 steps reach D, D products with unit vectors cost no
+    Spaces of 40, 80, 160, ... steps; as soon as 2 steps reach D, D products with unit vectors cost no
     more, and the whole space is decomposed by SVD instead. Up to D products and O(D^2) memory per
     layer then; before that, 2 products and O(steps D) work per step. The loop over rounds is
     ordinary Python, so this function cannot be jitted; its parts are.
@@ -112,7 +113,7 @@ def leading_triplets(
     Each round deflates the converged triplets and starts from an independent Gaussian vector. For
     such a start, k steps underestimate the largest eigenvalue of :math:`W^\top W` on the complement by a
     relative :math:`\epsilon` with probability at most :math:`1.648\sqrt D\,e^{-\sqrt\epsilon(2k-1)}` (Kuczyński and
-    Woźniakowski 1992), 1e-5 for D=384, k=20, :math:`\epsilon=0.15`. So ties and near-ties are found,
+    Woźniakowski 1992), 1e-5 for D=384, k=40, :math:`\epsilon=0.04`. So ties and near-ties are found,
     though not with certainty; a certified value needs the dense route.
 
     References
@@ -166,7 +167,7 @@ def leading_triplets(
         while True:
             whole = most == width and 2 * steps >= width
             if whole:
-                found = _whole_space(operator, width=width, count=count, dtype=name)
+                found = _whole_space(operator, best, dtype=name)
             else:
                 locked = best.residual <= limit(best)
                 found = _round(operator, best, locked, first, steps=steps, dtype=name)
@@ -291,37 +292,29 @@ def _round(operator: _Operator, best: _Found, locked: Any, start: Any, *, steps:
     small = jnp.where(valid[:, :, None] & valid[:, None, :] & jnp.isfinite(small), small, 0.0)
     ritz = jnp.linalg.svd(small)[2][:, : min(count, steps)]
     fresh = jnp.einsum("lqk,lkd->ldq", ritz, tall)
-
-    found = _rayleigh_ritz(operator, jnp.concatenate([right, fresh], axis=2), count=count, dtype=dtype)
-    u = push(fresh[:, :, 0])
-    value = jnp.sqrt(jnp.sum(u**2, axis=1))
-    u = u / jnp.where(value > 0, value, 1.0)[:, None]
-    back = pull(u) - value[:, None] * fresh[:, :, 0]
-    return _Found(
-        sigma=found.sigma,
-        U=found.U,
-        V=found.V,
-        residual=found.residual,
-        fresh=value,
-        fresh_residual=jnp.sqrt(jnp.sum(back**2, axis=1)),
-        invariant=~continued.all(axis=1),
-    )
+    found = _rayleigh_ritz(operator, jnp.concatenate([right, fresh], axis=2), fresh[:, :, 0], left, right, dtype=dtype)
+    return dataclasses.replace(found, invariant=~continued.all(axis=1))
 
 
-@functools.partial(jax.jit, static_argnames=("width", "count", "dtype"))
-def _whole_space(operator: _Operator, *, width: int, count: int, dtype: str) -> _Found:
+@functools.partial(jax.jit, static_argnames="dtype")
+def _whole_space(operator: _Operator, best: _Found, *, dtype: str) -> _Found:
     """Decompose on the whole space, which is the Krylov space of D steps."""
-    eye = jnp.eye(width, dtype=operator.scale.dtype)
-    depth = operator.scale.shape[0]
+    depth, width, count = best.V.shape
+    eye = jnp.eye(width, dtype=best.V.dtype)
     one = lambda x: _product(operator.push, operator.scale, jnp.broadcast_to(x, (depth, width)), dtype=dtype)
     rows = jax.lax.map(one, eye, batch_size=64)  # (D, L, D), row j being W e_j
-    right = jnp.linalg.svd(jnp.transpose(rows, (1, 2, 0)), full_matrices=False)[2]
-    basis = jnp.swapaxes(right[:, :count], 1, 2)
-    return _rayleigh_ritz(operator, basis, count=count, dtype=dtype)
+    basis = jnp.swapaxes(jnp.linalg.svd(jnp.transpose(rows, (1, 2, 0)), full_matrices=False)[2][:, :count], 1, 2)
+    empty = jnp.zeros_like(basis)
+    return _rayleigh_ritz(operator, basis, empty[:, :, 0], empty, empty, dtype=dtype)
 
 
-def _rayleigh_ritz(operator: _Operator, columns: Any, *, count: int, dtype: str) -> _Found:
-    """Take the leading triplets within the span of (L, D, q) columns, and look at their residuals."""
+def _rayleigh_ritz(operator: _Operator, columns: Any, first: Any, left: Any, right: Any, *, dtype: str) -> _Found:
+    """Take the leading triplets within the span of (L, D, q) columns, and look at their residuals.
+
+    `first` (L, D) is the leading new direction, one of the columns, or zero; left and right (L, D, p) are
+    what was deflated when it was found, p being the number of triplets to return.
+    """
+    count = right.shape[2]
     # Columns are of unit length, or zero where there is nothing (yet). QR completes the zero ones to an
     # orthonormal basis; these completions are no trial directions: half of a tied pair would not settle.
     order = jnp.argsort(-jnp.sum(columns**2, axis=1), axis=1)
@@ -330,19 +323,23 @@ def _rayleigh_ritz(operator: _Operator, columns: Any, *, count: int, dtype: str)
     images = _product(operator.push, operator.scale, basis, dtype=dtype)
     image, triangle = jnp.linalg.qr(images * real[:, None, :])
     x, sigma, y = jnp.linalg.svd(triangle)
-    sigma, u = sigma[:, :count], (image @ x)[:, :, :count]
-    v = (basis @ jnp.swapaxes(y, 1, 2))[:, :, :count]
-    ahead = _product(operator.push, operator.scale, v, dtype=dtype) - u * sigma[:, None, :]
-    back = _product(operator.pull, operator.scale, u, dtype=dtype) - v * sigma[:, None, :]
-    zero = jnp.zeros_like(sigma[:, 0])
+    turn = jnp.swapaxes(y, 1, 2)[:, :, :count]
+    sigma, u, v = sigma[:, :count], (image @ x)[:, :, :count], basis @ turn
+
+    tip = _rejected(left, jnp.einsum("ldq,leq,le->ld", images, basis, first))
+    fresh = jnp.sqrt(jnp.sum(tip**2, axis=1))
+    tip = tip / jnp.where(fresh > 0, fresh, 1.0)[:, None]
+    both = _product(operator.pull, operator.scale, jnp.concatenate([u, tip[:, :, None]], axis=2), dtype=dtype)
+    ahead, back = images @ turn - u * sigma[:, None, :], both[:, :, :-1] - v * sigma[:, None, :]
+    fresh_back = _rejected(right, both[:, :, -1]) - fresh[:, None] * first
     return _Found(
         sigma=sigma,
         U=u,
         V=v,
         residual=jnp.sqrt(jnp.sum(ahead**2, axis=1) + jnp.sum(back**2, axis=1)),
-        fresh=zero,
-        fresh_residual=zero,
-        invariant=jnp.ones_like(zero, bool),
+        fresh=fresh,
+        fresh_residual=jnp.sqrt(jnp.sum(fresh_back**2, axis=1)),
+        invariant=jnp.ones_like(fresh, bool),
     )
 
 

@@ -140,7 +140,7 @@ def operators(layers: Any, state: Any, context: Any) -> "OperatorChain":
     return OperatorChain(
         states=jnp.stack(states),
         context=c,
-        propagator_maps=tuple(propagator_maps),
+        propagator_maps=_stacked(propagator_maps),
         injection_maps=tuple(injection_maps),
     )
 
@@ -170,7 +170,9 @@ class OperatorChain:
     ----------
     states : (L+1, D)  the states :math:`h_0,\dots,h_L` of the run.
     context : array of any shape, C numbers.
-    propagator_maps, injection_maps : L linear functions :math:`x\mapsto W_lx`, :math:`x\mapsto G_lx`.
+    propagator_maps : {layer indices: linear functions :math:`x\mapsto W_lx`}, layers of one kind stacked along
+        the leading axis of every array, so that a loop over layers is compiled once, not unrolled.
+    injection_maps : L linear functions :math:`x\mapsto G_lx`.
 
     Notes
     -----
@@ -195,13 +197,13 @@ class OperatorChain:
 
     states: Any
     context: Any
-    propagator_maps: tuple[Any, ...]
+    propagator_maps: dict[tuple[int, ...], Any]
     injection_maps: tuple[Any, ...]
 
     @property
     def depth(self) -> int:
         """Number of layers L."""
-        return len(self.propagator_maps)
+        return len(self.injection_maps)
 
     @property
     def width(self) -> int:
@@ -220,19 +222,19 @@ class OperatorChain:
 
     def matvec(self, x: Any) -> Any:
         """Return W_l x_l for every layer: x (D,), (L, D) or (L, B, D)."""
-        return self._products(self.propagator_maps, x, self.width, chunk=128)
+        return self._propagated(x, transposed=0)
 
     def rmatvec(self, y: Any) -> Any:
         """Return W_l^T y_l for every layer: y (D,), (L, D) or (L, B, D)."""
-        return self._products(self.propagator_maps, y, self.width, transposed=self.width, chunk=128)
+        return self._propagated(y, transposed=self.width)
 
     def injection_matvec(self, x: Any) -> Any:
         """Return G_l x_l for every layer: x (C,), (L, C) or (L, B, C)."""
-        return self._products(self.injection_maps, x, self.context_size, chunk=self._chunk)
+        return self._injected(x, self.context_size, transposed=0)
 
     def injection_rmatvec(self, y: Any) -> Any:
         """Return G_l^T y_l for every layer: y (D,), (L, D) or (L, B, D); the result has C columns."""
-        return self._products(self.injection_maps, y, self.width, transposed=self.context_size, chunk=self._chunk)
+        return self._injected(y, self.width, transposed=self.context_size)
 
     def vt_g(self, v: Any) -> Any:
         r"""Return the rows :math:`v_{k+1}^\top G_k`, (L-1, C), for v (L, D): one VJP each.
@@ -350,17 +352,38 @@ class OperatorChain:
         # forward and backward passes hold a few arrays of the context's size per vector
         return max(1, min(128, _BYTES // (4 * self.context_size * self.dtype.itemsize)))
 
-    def _products(self, maps: Any, x: Any, size: int, *, chunk: int, transposed: int = 0) -> Any:
-        """Apply one linear map (or its transpose) per layer to rows of vectors."""
+    def _rows(self, x: Any, size: int) -> Any:
+        """Bring vectors of any accepted shape to (L, B, n)."""
         shape = tuple(x.shape)
         if shape == (size,):
-            x = jnp.broadcast_to(x, (self.depth, size))
-        elif len(shape) not in (2, 3) or (shape[0], shape[-1]) != (self.depth, size):
+            return jnp.broadcast_to(x, (self.depth, 1, size))
+        if len(shape) not in (2, 3) or (shape[0], shape[-1]) != (self.depth, size):
             n, depth = size, self.depth
             refuse(f"vectors with shape {shape}", f"({n},), ({depth}, {n}) or ({depth}, B, {n})", "one row per layer")
-        rows = x[:, None] if x.ndim == 2 else x
-        out = jnp.stack([_map_rows(f, r, transposed=transposed, chunk=chunk) for f, r in zip(maps, rows, strict=True)])
-        return out[:, 0] if x.ndim == 2 else out
+        return x[:, None] if x.ndim == 2 else x
+
+    def _propagated(self, x: Any, *, transposed: int) -> Any:
+        """Apply W or its transpose, one compiled loop for all layers of a kind."""
+        rows = self._rows(x, self.width)
+        kinds = list(self.propagator_maps)
+        order = np.argsort([index for kind in kinds for index in kind])
+        parts = [
+            _map_layers(self.propagator_maps[kind], rows[np.asarray(kind)], transposed=transposed, chunk=128)
+            for kind in kinds
+        ]
+        out = (jnp.concatenate(parts) if len(parts) > 1 else parts[0])[order]
+        return out if x.ndim == 3 else out[:, 0]
+
+    def _injected(self, x: Any, size: int, *, transposed: int) -> Any:
+        """Apply G or its transpose, a layer at a time."""
+        rows = self._rows(x, size)
+        out = jnp.stack(
+            [
+                _map_rows(g, r, transposed=transposed, chunk=self._chunk)
+                for g, r in zip(self.injection_maps, rows, strict=True)
+            ]
+        )
+        return out if x.ndim == 3 else out[:, 0]
 
     def _injection_rows(self, index: int) -> Iterator[tuple[int, Any]]:
         """Yield (start, G[start:start+b] of one layer), zero rows past the last, one block at a time."""
@@ -436,6 +459,23 @@ def _map_rows(linear: Any, rows: Any, *, transposed: int, chunk: int) -> Any:
     if rows.shape[0] <= chunk:
         return jax.vmap(function)(rows)
     return jax.lax.map(function, rows, batch_size=chunk)
+
+
+@functools.partial(jax.jit, static_argnames=("transposed", "chunk"))
+def _map_layers(linear: Any, rows: Any, *, transposed: int, chunk: int) -> Any:
+    """Apply stacked linear maps, each to its own rows (n, B, D)."""
+    return jax.lax.map(lambda one: _map_rows(one[0], one[1], transposed=transposed, chunk=chunk), (linear, rows))
+
+
+def _stacked(maps: list[Any]) -> dict[tuple[int, ...], Any]:
+    """Stack the maps that differ in their arrays only."""
+    kinds: dict[Any, list[int]] = {}
+    for index, one in enumerate(maps):
+        leaves, structure = jax.tree.flatten(one)
+        shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+        kinds.setdefault((structure, shapes), []).append(index)
+    stack = lambda *leaves: jnp.stack(leaves)
+    return {tuple(same): jax.tree.map(stack, *[maps[index] for index in same]) for same in kinds.values()}
 
 
 def _ignoring_state(function: Any, _: Any, c: Any) -> Any:

@@ -161,13 +161,15 @@ def planted_with_answers(
     """Plant a chain and return it together with u, v and psi."""
     L, D, C = checked_size("layers", layers), checked_size("width", width), checked_size("context", context)
     dtype = checked_dtype(dtype)
-    sigma = checked_values("sigma", sigma, (L,), above=0.0, hint="sigma=1.02")
-    xi = checked_values("xi", xi, (L,), low=0.0, high=1.0, hint="xi=0.01")
-    kappa = checked_values("kappa", kappa, (L - 1,), low=-1.0, high=1.0, hint="kappa=0.9999")
-    gamma = checked_values("gamma", gamma, (L, L - 1), above=0.0, high=1.0, hint="gamma=0.5")
-    coherence = checked_values("coherence", coherence, (L, L - 1), low=-1.0, high=1.0, hint="coherence=0.9")
-    signs = checked_values("signs", 1.0 if signs is None else signs, (L, L - 1), low=-1.0, high=1.0, hint="signs=1")
-    norms = checked_values("injection_norm", injection_norm, (L,), low=0.0, hint="injection_norm=1.0")
+    sigma = checked_values("sigma", sigma, L, above=0.0, hint="sigma=1.02")
+    xi = checked_values("xi", xi, L, low=0.0, high=1.0, hint="xi=0.01")
+    kappa = checked_values("kappa", kappa, L - 1, low=-1.0, high=1.0, hint="kappa=0.9999")
+    gamma = checked_values("gamma", gamma, L, shorter=True, above=0.0, high=1.0, hint="gamma=0.5")
+    coherence = checked_values("coherence", coherence, L, shorter=True, low=-1.0, high=1.0, hint="coherence=0.9")
+    signs = checked_values(
+        "signs", 1.0 if signs is None else signs, L, shorter=True, low=-1.0, high=1.0, hint="signs=1"
+    )
+    norms = checked_values("injection_norm", injection_norm, L, low=0.0, hint="injection_norm=1.0")
     b = _bulk(bulk, D)
     s = _complement(kappa) if misalignment is None else _misalignment(misalignment, kappa, L, dtype)
     _only("signs", signs, lambda x: abs(x) == 1.0, "+1 or -1 everywhere", "signs=1")
@@ -234,7 +236,7 @@ def _assemble(
     return propagators, injections, planted_g[0], PlantedVectors(u, v, psi)
 
 
-def draw(key: Any, dtype: Any, *shapes: tuple[int, ...]) -> list[Any]:
+def draw(key: Any, dtype: Any, *shapes: Any) -> list[Any]:
     """Draw independent standard normal arrays from one stream, which compiles once instead of seven times."""
     sizes = [math.prod(shape) for shape in shapes]
     flat = jax.random.normal(key, (sum(sizes),), dtype)
@@ -300,19 +302,21 @@ def checked_dtype(dtype: Any) -> Any:
 def checked_values(
     name: str,
     value: Any,
-    lengths: tuple[int, ...],
+    length: int,
     *,
+    shorter: bool = False,
     low: float = -np.inf,
     above: float = -np.inf,
     high: float = np.inf,
     hint: str,
 ) -> Any:
-    """Check a scalar or vector parameter and spread it to lengths[0] entries."""
+    """Check a scalar or vector parameter and spread it to `length` entries; one less may be given if `shorter`."""
     traced = isinstance(value, Tracer)
     try:
         x = value if traced else np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
         refuse(f"{name}={value!r}", f"a number or a list of numbers {name}", hint)
+    lengths = (length, length - 1) if shorter else (length,)
     if x.ndim > 1 or (x.ndim == 1 and x.shape[0] not in lengths):
         wanted = " or ".join(f"({n},)" for n in lengths)
         refuse(f"{name} with shape {tuple(x.shape)}", f"a scalar or shape {wanted}", hint)
@@ -323,9 +327,9 @@ def checked_values(
             keep = [True, np.isfinite(low), np.isfinite(above), np.isfinite(high)]
             refuse(f"{name}={x[bad][0]:g}", " and ".join(b for b, k in zip(bounds, keep, strict=True) if k), hint)
     xp = jnp if traced else np
-    if x.ndim == 1 and x.shape[0] == lengths[0] - 1:
+    if x.ndim == 1 and x.shape[0] == length - 1:
         return xp.concatenate([x, x[-1:] if x.shape[0] else xp.ones(1)])
-    return xp.broadcast_to(x, (lengths[0],))
+    return xp.broadcast_to(x, (length,))
 
 
 def _only(name: str, value: Any, holds: Callable[[Any], Any], expected: str, hint: str) -> None:
@@ -336,7 +340,7 @@ def _only(name: str, value: Any, holds: Callable[[Any], Any], expected: str, hin
 
 
 def _misalignment(misalignment: Any, kappa: Any, L: int, dtype: Any) -> Any:
-    s = checked_values("misalignment", misalignment, (L - 1,), low=0.0, high=1.0, hint="misalignment=1e-9")
+    s = checked_values("misalignment", misalignment, L - 1, low=0.0, high=1.0, hint="misalignment=1e-9")
     if not isinstance(s, Tracer) and not isinstance(kappa, Tracer):
         off = np.abs(np.hypot(s, kappa) - 1) > 4 * float(jnp.finfo(dtype).eps)
         if off.any():
@@ -355,7 +359,7 @@ def _bulk(bulk: Any, D: int) -> Any:
         if bulk not in shapes:
             refuse(f"bulk={bulk!r}", f"one of {', '.join(BULKS)}, or an array (D-1,)", "bulk='flat'")
         return shapes[bulk]
-    b = checked_values("bulk", bulk, (D - 1,), low=0.0, high=1.0, hint="bulk='flat'")
+    b = checked_values("bulk", bulk, D - 1, low=0.0, high=1.0, hint="bulk='flat'")
     if not isinstance(b, Tracer) and D > 1 and b.max() != 1.0:
         refuse(f"bulk with largest entry {b.max():g}", "largest entry 1, so that xi is sigma_2/sigma_1", "bulk='flat'")
     return b

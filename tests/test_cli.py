@@ -79,6 +79,16 @@ def test_threshold_options_are_the_librarys():
         assert stated == pytest.approx(field.default, rel=1e-3), field.name
 
 
+def test_errors_read_the_same_on_a_terminal_without_frames():
+    arguments = ["verify", "--layres", "3"]
+    plain = run(*arguments, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    framed = run(*arguments, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+    assert plain.stderr == framed.stderr
+    assert plain.stderr == (
+        "error: got unknown --layres, 3; expected --layers INT; try spectral-theorem verify --help\n"
+    )
+
+
 @pytest.fixture
 def verb(monkeypatch):
     """Replace what a verb does by a function of the test's choice."""

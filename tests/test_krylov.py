@@ -122,8 +122,8 @@ def test_ties_come_out_as_ties(all_found, name):
 
 def test_hard_spectra_take_more_steps_than_easy_ones(all_found):
     steps = dict(zip(MATRICES, all_found.steps.tolist(), strict=True))
-    assert steps["geometric"] == steps["identity"] == 20
-    assert steps["gaussian"] > 20 and steps["tie within a cluster"] == WIDTH
+    assert steps["geometric"] == steps["identity"] == 40
+    assert steps["tie within a cluster"] == steps["cluster"] == WIDTH
 
 
 def test_too_few_steps_are_said_to_be_too_few():
@@ -259,7 +259,7 @@ def test_damaged_triplets_are_caught(damage):
 # ---------------------------------------------------------------- shapes, types, small widths
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 41])
+@pytest.mark.parametrize("width", [1, 2, 3, 81])
 @pytest.mark.parametrize("max_steps", [None, 1])
 def test_small_widths(width, max_steps):
     w = np.stack([np.eye(width), RNG.normal(size=(width, width)), np.zeros((width, width))])
@@ -273,9 +273,9 @@ def test_small_widths(width, max_steps):
         assert (found.sigma[:, -1] == 0).all()
 
 
-@pytest.mark.parametrize("top", [1, 41])
+@pytest.mark.parametrize("top", [1, 81])
 def test_any_number_of_triplets(top):
-    w = RNG.normal(size=(2, 41, 41))
+    w = RNG.normal(size=(2, 81, 81))
     found = run(w, top=top)
     assert found.converged.all() and complaints(found, w) == []
 
@@ -292,8 +292,8 @@ def test_float32_without_64_bit_mode():
     code = (
         "import jax, jax.numpy as jnp\n"
         "from spectral_theorem.krylov import leading_triplets\n"
-        "w = 0.8 ** jnp.arange(60.0)\n"
-        "f = leading_triplets(lambda x: w * x, lambda x: w * x, depth=1, width=60, dtype='float32', key=jax.random.key(0))\n"
+        "w = 0.8 ** jnp.arange(100.0)\n"
+        "f = leading_triplets(lambda x: w * x, lambda x: w * x, depth=1, width=100, dtype='float32', key=jax.random.key(0))\n"
         "assert f.converged.all() and f.sigma.dtype == 'float32', f\n"
         "assert abs(f.sigma[0] - w[:3]).max() < 1e-6, f.sigma\n"
     )
@@ -320,7 +320,7 @@ def test_new_arrays_of_the_same_shapes_need_no_compilation():
 
 @settings(max_examples=30)
 @given(
-    strategies.sampled_from([2, 7, 45]).flatmap(
+    strategies.sampled_from([2, 7, 90]).flatmap(
         lambda n: strategies.lists(
             strategies.one_of(
                 strategies.sampled_from([0.0, 1.0, 1 - 1e-9, 1e-6]),

@@ -14,23 +14,29 @@ DIRECTIONS = 16
 STEPS = (0, 2, 4)
 
 
-@jax.jit
-def apply(layer, h, c):
-    return layer(h, c)
-
-
 def along(layer, context, directions, h, t):
     """Move the encoder output along the directions: a context of DIRECTIONS numbers."""
     return layer(h, context + jnp.tensordot(t, directions, 1))
 
 
+def central(f, step):
+    """Fourth-order central difference of a function of a step size."""
+    return (8 * (f(step) - f(-step)) - (f(2 * step) - f(-2 * step))) / (12 * step)
+
+
 @jax.jit
-def central(layer, h, c, dh, dc):
-    """Take fourth-order central differences along pairs of directions (dh, dc), one row each."""
-    step = jnp.where(jnp.any(dc != 0), 1e-3, 1e-4)  # where truncation and rounding meet, roughly
-    at = lambda k, x, y: layer(h + k * step * x, c + k * step * y)
-    one = lambda d: (8 * (at(1, *d) - at(-1, *d)) - (at(2, *d) - at(-2, *d))) / (12 * step)
-    return jax.lax.map(one, (dh, dc))
+def differences_by_state(layer, h, c, directions):
+    return jax.vmap(lambda x: central(lambda t: layer(h + t * x, c), 1e-4))(directions)
+
+
+@jax.jit
+def differences_by_context(layer, h, c, directions):
+    return jax.lax.map(lambda y: central(lambda t: layer(h, c + t * y), 1e-3), directions)
+
+
+@jax.jit
+def jacobian(layer, h, c):
+    return jax.jacfwd(layer)(h, c)
 
 
 def worst(a, b):
@@ -67,9 +73,9 @@ def test_derivatives_by_the_state(step):
     dense = chain.propagators()
     assert chain.depth == len(tokens.layers) == 4
     for l, layer in enumerate(tokens.layers):
-        w = jax.jit(jax.jacfwd(lambda h, layer=layer: layer(h, tokens.context)))(chain.states[l])
+        w = jacobian(layer, chain.states[l], tokens.context)
         assert worst(dense[l], w) < 1e-13
-        differences = central(layer, chain.states[l], tokens.context, x, jnp.zeros((DIRECTIONS, 1, 1)))
+        differences = differences_by_state(layer, chain.states[l], tokens.context, x)
         assert worst(x @ w.T, differences) < 1e-8
         assert worst(x @ dense[(l + 1) % 4].T, differences) > 1e-2  # another block's Jacobian is noticed
     rows = jnp.broadcast_to(x, (4, *x.shape))
@@ -86,7 +92,7 @@ def test_derivatives_by_the_encoder_output(step, directions):
     pushed = chain.injection_matvec(jnp.broadcast_to(flat, (4, *flat.shape)))
     assert worst(pushed, forward) < 1e-12
     for l, layer in enumerate(tokens.layers):
-        differences = central(layer, chain.states[l], tokens.context, jnp.zeros((DIRECTIONS, 1)), directions)
+        differences = differences_by_context(layer, chain.states[l], tokens.context, directions)
         assert worst(forward[l], differences) < 1e-8
         assert worst(forward[(l + 1) % 4], differences) > 1e-2
     y = jnp.asarray(np.random.default_rng(10).normal(size=(4, chain.width)))

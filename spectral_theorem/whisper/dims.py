@@ -28,7 +28,7 @@ class Dims:
     Raises
     ------
     InputError
-        If a size is not a positive integer of sane magnitude, or the heads do not divide the width.
+        If a size is not positive and of sane magnitude, or the heads do not divide the width.
 
     Examples
     --------
@@ -53,7 +53,7 @@ class Dims:
         for field in dataclasses.fields(self):
             size = getattr(self, field.name)
             largest = _DEEPEST if field.name.endswith("layers") else _LARGEST
-            if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= largest:
+            if not 1 <= size <= largest:
                 refuse(
                     f"{_KEYS[field.name]}={size!r}", f"an integer from 1 to {largest}", "the config.json of the model"
                 )
@@ -85,6 +85,9 @@ class Dims:
         for key, wanted in _FIXED.items():
             if config.get(key, wanted) != wanted:
                 refuse(f"{key}={config[key]!r}", f"{key}={wanted!r}, as in every Whisper", "another checkpoint")
+        for key in _KEYS.values():
+            if type(config[key]) is not int:
+                refuse(f"{key}={str(config[key])[:40]!r}", "an integer", "the config.json of the model")
         return cls(**{name: config[key] for name, key in _KEYS.items()})
 
     def to_config(self) -> dict[str, Any]:

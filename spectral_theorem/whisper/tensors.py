@@ -131,20 +131,22 @@ def _entry(path: Path, name: str, entry: Any, start: int, bad: Callable[[str], A
         sane, dtype, shape, begin, end = False, None, (), 0, 0
     if not sane:
         bad(f"{path} with a malformed entry for {name[:80]!r}")
-    if dtype not in _DTYPES:
-        refuse(f"{name} stored as {dtype}", " or ".join(_DTYPES), "a checkpoint that is not quantised")
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        refuse(
+            f"{name[:80]!r} stored as {str(dtype)[:20]!r}", " or ".join(_DTYPES), "a checkpoint that is not quantised"
+        )
     if math.prod(shape) * _DTYPES[dtype].itemsize != end - begin:
-        bad(f"{path} where {name} of shape {shape} has {end - begin} bytes")
+        bad(f"{path} where {name[:80]!r} of shape {shape} has {end - begin} bytes")
     return Stored(path, start + begin, _DTYPES[dtype], shape), start + end
 
 
 def some(names: list[str], limit: int = 3) -> str:
-    """Name the first few of many.
+    r"""Name the first few of many, on one line whatever they hold.
 
     Examples
     --------
-    >>> some(["a", "b", "c", "d"])
-    'a, b, c and 1 more'
+    >>> print(some(["a", "b\n", "c", "d"]))
+    a, b\n, c and 1 more
     """
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return ", ".join(repr(name[:80])[1:-1] for name in names[:limit]) + more

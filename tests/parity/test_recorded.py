@@ -50,7 +50,7 @@ def test_log_mel_equals_the_reference(n_mels):
     # float32 is good to 1e-5 except in quiet bins of loud frames, where the reference's own two
     # routes differ by as much.
     for reference in (by_numpy, by_torch):
-        assert np.quantile(np.abs(single - reference), 0.999) < 1e-5
+        assert np.quantile(np.abs(single - reference), 0.99) < 1e-5
         assert np.abs(single - reference).max() < 5e-5
 
 

@@ -1,0 +1,92 @@
+"""Run the reference implementation beside ours: the random cases, and real blocks on real digits.
+
+Needs the parity extra. Where it is not installed these tests skip with a reason, or fail when
+SPECTRAL_THEOREM_REQUIRE_PARITY=1 is set; the recorded outputs are compared in either case.
+"""
+
+import csv
+import importlib.util
+import os
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from parity_cases import CASES, waveform
+
+from spectral_theorem import whisper
+from spectral_theorem.audio import concatenate, load_audio, log_mel
+
+pytestmark = pytest.mark.parity
+
+DIGIT_STRINGS = (
+    "0_george_0",
+    "7_jackson_0",
+    "3_jackson_1 4_jackson_2",
+    "1_lucas_0 9_lucas_1 5_lucas_2",
+    "2_nicolas_0 8_nicolas_4 8_nicolas_3 2_nicolas_3",
+    "5_yweweler_0 9_yweweler_0 6_yweweler_3 3_yweweler_2 6_yweweler_3",
+    "6_george_3 6_george_4 0_george_1",
+    "4_nicolas_1",
+    "9_nicolas_1 8_nicolas_3 4_nicolas_0 5_nicolas_2",
+    "1_jackson_3 2_jackson_4 3_jackson_0 4_jackson_1 5_jackson_2 6_jackson_3 7_jackson_4",
+    "8_lucas_2",
+    "0_yweweler_1 7_yweweler_4",
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parity_extra():
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        reason = f"the parity extra is not installed: no {' and no '.join(missing)}"
+        if os.environ.get("SPECTRAL_THEOREM_REQUIRE_PARITY") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+@pytest.mark.filterwarnings("default")  # the reference's own warnings are not ours to raise
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_random_models_equal_the_reference(case, tmp_path):
+    expected = reference.run_case(case, tmp_path)
+    model = whisper.load(tmp_path, "float64")
+    mel, tokens = case.inputs()
+    context = model.encode(jnp.asarray(mel))
+    assert np.abs(np.asarray(context) - expected["encoder"]).max() < 1e-11
+    assert np.abs(np.asarray(model.logits(jnp.asarray(tokens), context)) - expected["logits"]).max() < 1e-11
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("n_mels", [80, 128])
+def test_log_mel_of_speech_equals_the_reference(n_mels, shared):
+    for samples in (waveform(), load_audio(shared / "data" / "speech" / "jfk.flac")[0]):
+        by_numpy, by_torch = reference.log_mel(n_mels, samples)
+        double, single = (np.asarray(log_mel(samples.astype(dtype), n_mels)) for dtype in (np.float64, np.float32))
+        assert np.abs(double - by_numpy).max() < 1e-5
+        assert np.abs(single - by_torch).max() < 5e-5  # the reference's two routes are 3e-5 apart
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_real_digits_give_the_same_states_and_tokens(shared):
+    import torch
+    from transformers import WhisperForConditionalGeneration
+
+    folder = shared / "models" / "whisper-tiny.en-digits"
+    theirs = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    theirs.generation_config.no_timestamps_token_id = 12
+    ours = whisper.load(folder, "float32")
+    with (shared / "data" / "manifest.csv").open() as file:
+        paths = {row["utterance_id"]: shared / "data" / row["path"] for row in csv.DictReader(file)}
+    for string in DIGIT_STRINGS:
+        samples = concatenate([load_audio(paths[name])[0] for name in string.split()], gap_seconds=0.1)
+        mel = log_mel(samples)
+        context = ours.encode(mel)
+        features = torch.from_numpy(np.asarray(mel))[None]
+        with torch.no_grad():
+            states = theirs.model.encoder(features).last_hidden_state[0].numpy()
+        assert np.abs(np.asarray(context) - states).max() < 1e-4
+        expected = reference.greedy_tokens(theirs, features, end=10)[0]
+        result = whisper.transcribe(ours, samples)
+        assert list(result.sequence) == expected[: len(result.sequence)].tolist()
+        assert set(expected[len(result.sequence) :]) <= {10}
