@@ -19,6 +19,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, ScalarFormatter
 
+from .wording import SUPERSCRIPT
+
 BLUE, GREEN, VERMILLION, PURPLE, ORANGE = "#0072b2", "#009e73", "#d55e00", "#cc79a7", "#e69f00"
 INK, MUTED = "#010101", "#767676"
 WIDTH = 10.0  # inches; 960 px where the page gives it room
@@ -30,7 +32,7 @@ VERDICTS = {
     "UNDECIDED": ("D", ORANGE, "◆"),
     "NOT_APPLICABLE": ("_", MUTED, "–"),
 }
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9.0,
     "font.family": "DejaVu Sans",
     "text.parse_math": False,
@@ -38,6 +40,7 @@ STYLE = {
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
     "axes.titlesize": 9.0,
+    "axes.titley": 1.0,  # left to itself, matplotlib lays out every tick once more to place a title
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.formatter.use_mathtext": False,
@@ -49,7 +52,6 @@ STYLE = {
     "hatch.linewidth": 0.5,
     "svg.fonttype": "none",
 }
-SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @contextlib.contextmanager

@@ -1,8 +1,11 @@
 """Run one `verify`: a planted chain, a chain file or a run folder → verdict, record, run folder, report."""
 
 import dataclasses
+import functools
+import importlib
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +41,10 @@ def run(
     file: Path | None = None,
     out: Path | None = None,
     require: str | None = None,
+    claim: str | None = None,
     thresholds: Mapping[str, float] | None = None,
     seed: int = 0,
     dtype: str = "float64",
-    claim: str | None = None,
     **numbers: Any,
 ) -> Outcome:
     """Check the chain, or the chains, that the options name.
@@ -51,6 +54,7 @@ def run(
     file : a chain in an .npz, or a run folder; None plants a chain.
     out : run folder to write; None writes nothing.
     require : "conditions" makes the exit code 1 unless all conditions hold.
+    claim : "module:function" of a claim of the user's own, as `testing.check_claim` takes it.
     thresholds : by name, those that override the file's and the library's.
     seed, dtype, numbers : of the planted chain, as `ensembles.planted` takes them.
 
@@ -63,11 +67,12 @@ def run(
     ------
     InputError
         On options out of range, a chain too large for this machine, a file or folder that cannot be
-        read or written.
+        read or written, a claim that cannot be imported or evaluated.
 
     Notes
     -----
-    Everything a user can get wrong is looked at before the computation starts.
+    Everything a user can get wrong is looked at before the computation starts. A claim that a file
+    names is never imported on the file's word: only `claim` is, which the user typed.
 
     Examples
     --------
@@ -75,36 +80,80 @@ def run(
     >>> found.exit_code, found.record["verdicts"]["planted"]["c2"]
     (0, 'HOLDS')
     """
+    own = _imported(claim) if claim else None
     if file is None:
         cases = [_plant(seed=seed, dtype=dtype, **numbers)]
     else:
         cases = _replay(file) if file.is_dir() else [_read(file)]
     limits = [Thresholds(**{**case.thresholds, **(thresholds or {})}) for case in cases]
     folder = RunFolder(out) if out is not None else None
-    chains, texts = {}, []
+    chains, found, texts = {}, {}, []
     for case, limit in zip(cases, limits, strict=True):
         with working(f"verifying {case.name}"):
-            found = verify(case.chain, limit)
-            # one transfer: taking JAX arrays apart number by number would compile for each length
-            chains[case.name] = jax.device_get(found).to_dict() | {"title": case.origin}
-            if folder is not None:
-                profile = depth_profile(case.chain, found.triplets)
-                chains[case.name]["profile"] = jax.device_get(profile).to_dict(case.chain.depth)
+            chain = _verified(case, limit, profiled=folder is not None)
+        chains[case.name], found[case.name] = chain, verdicts(chain)
         shape = f"L={case.chain.depth}, D={case.chain.width}, C={case.chain.context_size}, {case.chain.dtype}"
-        text = verification_text(chains[case.name], title=f"{case.origin}: {shape}")
-        texts.append("\n\n".join(filter(None, [text, _compared(case, verdicts(chains[case.name]))])))
+        lines = [verification_text(chain, title=f"{case.origin}: {shape}")]
+        if claim and own:
+            held, says = _judged(claim, own, case.chain)
+            found[case.name][claim] = "HOLDS" if held else "VIOLATED"
+            lines.append(f"claim {claim}: {found[case.name][claim]}{says}")
+        texts.append("\n\n".join(filter(None, [*lines, _compared(case, found[case.name])])))
     record = {
         "verb": "verify",
-        "config": {"file": file, "thresholds": thresholds or {}, **({} if file else numbers)},
+        "config": {"file": file, "claim": claim, "thresholds": thresholds or {}, **({} if file else numbers)},
         "seeds": [] if file else [seed],
         "dtype": str(cases[0].chain.dtype),
-        "verdicts": {name: verdicts(chain) for name, chain in chains.items()},
+        "verdicts": found,
         "chains": chains,
     }
     if folder is not None:
         _write(folder, cases, record)
         texts.append(f"written to {folder.path}: {', '.join(sorted(p.name for p in folder.path.iterdir()))}")
-    return Outcome("\n\n".join(texts), json_ready(record)[0], exit_code(list(chains.values()), require=require))
+    refuted = claim is not None and any(verdict[claim] == "VIOLATED" for verdict in found.values())
+    code = exit_code(list(chains.values()), require=require) or int(refuted)
+    return Outcome("\n\n".join(texts), json_ready(record)[0], code)
+
+
+def _verified(case: Case, limit: Thresholds, *, profiled: bool) -> dict[str, Any]:
+    found = verify(case.chain, limit)
+    # one transfer: taking JAX arrays apart number by number would compile for each length
+    chain = jax.device_get(found).to_dict() | {"title": case.origin}
+    if profiled:
+        chain["profile"] = jax.device_get(depth_profile(case.chain, found.triplets)).to_dict(case.chain.depth)
+    return chain
+
+
+def _imported(claim: str) -> Callable[[LayerChain], Any]:
+    """Import what the user named, from the current folder too."""
+    module, _, name = claim.partition(":")
+    hint = "--claim mybounds:my_claim"
+    if not module or not name:
+        refuse(f"--claim {claim}", "MODULE:FUNCTION", hint)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    except Exception as problem:  # whatever a module of the user's raises while it loads
+        refuse(f"--claim {claim}, which does not import ({type(problem).__name__}: {problem})", "a function", hint)
+    if not callable(found):
+        refuse(f"--claim {claim}, of type {type(found).__name__}", "a function", hint)
+    return found
+
+
+def _judged(claim: str, own: Callable[[LayerChain], Any], chain: LayerChain) -> tuple[bool, str]:
+    """Evaluate a claim of the user's own, and put the result in words."""
+    from .testing import _judge
+
+    try:
+        judged = _judge(own(chain), chain)
+    except Exception as problem:  # whatever a function of the user's raises
+        refuse(
+            f"--claim {claim}, which raised {type(problem).__name__}: {problem}",
+            "(left, right), (left, right, scale) or a bool for every chain",
+            "return left, right",
+        )
+    return judged.holds, "" if judged.holds else f", {judged.says}"
 
 
 def _plant(*, seed: int, dtype: str, **numbers: Any) -> Case:
@@ -141,14 +190,15 @@ def _replay(folder: Path) -> list[Case]:
 
 def _compared(case: Case, found: Mapping[str, str]) -> str:
     """Say whether the verdicts recorded earlier were found again."""
-    changed = [
-        f"{name} {before} -> {found.get(name, 'unknown')}"
-        for name, before in case.recorded.items()
-        if found.get(name) != before
-    ]
+    lines = []
+    changed = [f"{n} {before} -> {found[n]}" for n, before in case.recorded.items() if found.get(n, before) != before]
     if changed:
-        return f"NOT as recorded: {', '.join(changed)}"
-    return f"as recorded: all {len(case.recorded)} verdicts found again" if case.recorded else ""
+        lines.append(f"NOT as recorded: {', '.join(changed)}")
+    elif again := case.recorded.keys() & found.keys():
+        lines.append(f"as recorded: {len(again)} of {len(case.recorded)} verdicts checked again, all the same")
+    for name in case.recorded.keys() - found.keys():
+        lines.append(f"recorded, not checked: {name} {case.recorded[name]}; try --claim {name}")
+    return "\n".join(lines)
 
 
 def _write(folder: RunFolder, cases: list[Case], record: Mapping[str, Any]) -> None:

@@ -28,13 +28,14 @@ from .canvas import (
     limits,
     set_ticks,
 )
+from .console import NAMES
 
 # what a hypothesis or a part of it compares with its threshold, and the side on which it is met
 QUANTITIES = {
     "gain": ("ρ, smallest effective gain", "≥"),
     "cumulative_gain": ("S, smallest cumulative gain", "≥"),
     "gain_literal": ("ρ, smallest effective gain from j = 1", "≥"),
-    "alignment": ("εL, largest 1-|κ| times depth", "≤"),
+    "alignment": ("εL, with ε the largest 1-|κ|", "≤"),
     "alignment_literal": ("εL from j = 1", "≤"),
     "projection": ("γ, smallest share of an injection on the path", "≥"),
     "directionality": ("smallest |⟨g, ψ⟩|, signs ignored", "≥"),
@@ -54,13 +55,12 @@ BOUND_LINES = (
 )
 
 
-def condition_figure(chain: Mapping[str, Any], names: Mapping[str, str]) -> Figure:
+def condition_figure(chain: Mapping[str, Any]) -> Figure:
     """Draw value against threshold for each hypothesis, on one axis each.
 
     Parameters
     ----------
     chain : a verification as a mapping.
-    names : what the hypotheses are called.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def condition_figure(chain: Mapping[str, Any], names: Mapping[str, str]) -> Figu
         axes = figure.subplots(len(conditions), 1, squeeze=False)[:, 0]
         figure.subplots_adjust(left=0.16, right=0.985, top=0.95, bottom=0.10, hspace=1.45)
         for ax, (name, condition) in zip(axes, conditions.items(), strict=True):
-            _draw_condition(ax, name, condition, names[name])
+            _draw_condition(ax, name, condition)
     return figure
 
 
@@ -141,19 +141,19 @@ def binding_part(name: str, condition: Mapping[str, Any]) -> str:
     return next((part for part in JOINED.get(name, ()) if same(condition["parts"][part])), name)
 
 
-def _draw_condition(ax: Axes, name: str, condition: Mapping[str, Any], title: str) -> None:
+def _draw_condition(ax: Axes, name: str, condition: Mapping[str, Any]) -> None:
     marker, colour, sign = VERDICTS[condition["verdict"]]
     value, threshold, error = (condition[key] for key in ("value", "threshold", "error"))
     reason = condition["reason"].replace("_", " ")
     # a value that is no number here is infinite where a verdict was reached all the same
     infinite = value is None and condition["verdict"] in ("HOLDS", "VIOLATED")
     part = binding_part(name, condition)
-    quantity, sense = QUANTITIES.get(part, (title, "≥"))
+    quantity, sense = QUANTITIES.get(part, (NAMES[name], "≥"))
     said = "∞" if infinite else "" if value is None else f"{value:.4g} ± {'∞' if error is None else f'{error:.2g}'}"
     said = "nothing to check" if reason == "vacuous" and part in ("gain", "alignment") else said
     verdict = f"{sign} {condition['verdict'].replace('_', ' ')}"
     bold = {"weight": "bold"}
-    for height, words, style in ((1.0, title, bold), (0.5, verdict, bold | {"color": colour}), (0.0, said, {})):
+    for height, words, style in ((1.0, NAMES[name], bold), (0.5, verdict, bold | {"color": colour}), (0.0, said, {})):
         ax.text(-0.02, height, words, transform=ax.transAxes, ha="right", va="center", **style)
     ax.set_ylim(0, 1)
     ax.yaxis.set_major_locator(NullLocator())
@@ -162,7 +162,8 @@ def _draw_condition(ax: Axes, name: str, condition: Mapping[str, Any], title: st
         ax.xaxis.set_major_locator(NullLocator())
         ax.text(0.5, 0.5, f"no value: {reason}", transform=ax.transAxes, ha="center", va="center")
         return
-    value, wide = (math.inf, 0.0) if infinite else (value, math.inf if error is None else error)
+    value = math.inf if value is None else value
+    wide = 0.0 if infinite else math.inf if error is None else error
     scale, low, high = _span(value, threshold, wide)
     limit = forth(threshold, scale).item()
     at = high if infinite else forth(value, scale).item()

@@ -270,14 +270,14 @@ def _round(operator: _Operator, best: _Found, locked: Any, start: Any, *, steps:
     left, right = best.U * locked[:, None, :], best.V * locked[:, None, :]
     push = Partial(functools.partial(_deflated, dtype=dtype), operator.push, operator.scale, right, left)
     pull = Partial(functools.partial(_deflated, dtype=dtype), operator.pull, operator.scale, left, right)
-    algorithm = decomp.bidiag(steps, materialize=True)
+    algorithm = decomp.bidiag(steps, materialize=False)
     result = jax.vmap(lambda x: algorithm(lambda z: _linear(push, pull, z), x))(_rejected(right, start))
-    small, tall = result.J_small, result.Q_tall[1]
+    alphas, inner = result.J_small
+    tall = result.Q_tall[1]
+    last = jnp.sqrt(jnp.sum(result.residual**2, axis=1, keepdims=True))
+    betas = jnp.concatenate([inner, last], axis=1)
 
     eps = float(jnp.finfo(dtype).eps)
-    alphas = jnp.diagonal(small, axis1=1, axis2=2)
-    last = jnp.sqrt(jnp.sum(result.residual**2, axis=1, keepdims=True))
-    betas = jnp.concatenate([jnp.diagonal(small, offset=1, axis1=1, axis2=2), last], axis=1)
     width = start.shape[1]
     # Past a breakdown matfree's vectors are no longer orthogonal and its entries grow without bound, so
     # what is negligible is judged by the entries before; the floor is below ||W||, by the scaling.
@@ -289,7 +289,8 @@ def _round(operator: _Operator, best: _Found, locked: Any, start: Any, *, steps:
     valid = jnp.concatenate([jnp.isfinite(tall[:, :1]).all(axis=2), continued[:, :-1]], axis=1)
     valid = jnp.cumprod(valid, axis=1).astype(bool)
     tall = jnp.where(valid[:, :, None], tall, 0.0)
-    small = jnp.where(valid[:, :, None] & valid[:, None, :] & jnp.isfinite(small), small, 0.0)
+    diagonal, above = jnp.where(valid, alphas, 0.0), jnp.where(valid[:, 1:], inner, 0.0)
+    small = jax.vmap(lambda a, b: jnp.diag(a) + jnp.diag(b, 1))(diagonal, above)
     ritz = jnp.linalg.svd(small)[2][:, : min(count, steps)]
     fresh = jnp.einsum("lqk,lkd->ldq", ritz, tall)
     found = _rayleigh_ritz(operator, jnp.concatenate([right, fresh], axis=2), fresh[:, :, 0], left, right, dtype=dtype)

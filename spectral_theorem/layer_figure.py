@@ -4,7 +4,7 @@ Plain mappings of `Verification.to_dict` in, a matplotlib figure out; nothing is
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ from .canvas import (
     limits,
     set_ticks,
 )
+from .wording import ranges
 
 FLAGS = ("resolved", "certified")
 MARKED = 130  # with more layers markers run into each other, and bars become a band
@@ -77,6 +78,8 @@ def layer_figure(chain: Mapping[str, Any]) -> Figure:
         figure.subplots_adjust(left=0.085, right=0.835, top=1 - 0.3 / height, bottom=0.5 / height, hspace=0.32)
         for ax, panel in zip(axes, panels, strict=True):
             _draw_panel(ax, panel, estimates)
+        for ax in axes[:-1]:
+            ax.xaxis.set_visible(False)
         for start, stop in ranges(layer["layer"] for layer in layers if not layer["resolved"]):
             for ax in axes:
                 ax.axvspan(start - 0.5, stop + 0.5, facecolor="none", edgecolor=MUTED, hatch="////", lw=0, zorder=0)
@@ -85,23 +88,6 @@ def layer_figure(chain: Mapping[str, Any]) -> Figure:
             )
         layer_axis(axes[-1], 1, len(layers), "layer l (a coupling stands between the two layers it joins)")
     return figure
-
-
-def ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:
-    """Join neighbouring numbers of an ascending list to (first, last).
-
-    Examples
-    --------
-    >>> ranges([1, 4, 5, 6, 9])
-    [(1, 1), (4, 6), (9, 9)]
-    """
-    found: list[tuple[int, int]] = []
-    for value in numbers:
-        if found and value == found[-1][1] + 1:
-            found[-1] = (found[-1][0], value)
-        else:
-            found.append((value, value))
-    return found
 
 
 def _panels(chain: Mapping[str, Any]) -> list[Panel]:

@@ -293,7 +293,8 @@ def test_float32_without_64_bit_mode():
         "import jax, jax.numpy as jnp\n"
         "from spectral_theorem.krylov import leading_triplets\n"
         "w = 0.8 ** jnp.arange(100.0)\n"
-        "f = leading_triplets(lambda x: w * x, lambda x: w * x, depth=1, width=100, dtype='float32', key=jax.random.key(0))\n"
+        "times = lambda x: w * x\n"
+        "f = leading_triplets(times, times, depth=1, width=100, dtype='float32', key=jax.random.key(0))\n"
         "assert f.converged.all() and f.sigma.dtype == 'float32', f\n"
         "assert abs(f.sigma[0] - w[:3]).max() < 1e-6, f.sigma\n"
     )

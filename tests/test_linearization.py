@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 
 import spectral_theorem as st
 from spectral_theorem import linearization as module
+from spectral_theorem import operatorchain
 from spectral_theorem.types import InputError
 
 WIDTH, FRAMES, CHANNELS = 6, 5, 4
@@ -196,7 +197,7 @@ def test_products_agree_with_the_dense_chain(dense, free, name, batch):
 def test_products_in_blocks_agree_with_one_block(free, monkeypatch):
     x = jax.random.normal(jax.random.key(3), (4, 7, WIDTH))
     whole, gram = free.injection_rmatvec(x), free.injection_gram_pairs()
-    monkeypatch.setattr(module, "_BYTES", 4 * 8 * FRAMES * CHANNELS * 4)
+    monkeypatch.setattr(operatorchain, "_BYTES", 4 * 8 * FRAMES * CHANNELS * 4)
     assert free._chunk == 4  # 7 rows and 6 dimensions: neither is a multiple
     assert worst(free.injection_rmatvec(x), whole) < 1e-14
     assert worst(free.injection_gram_pairs(), gram) < 1e-14
@@ -306,7 +307,9 @@ def test_one_layer_that_uses_the_context_among_others_that_do_not():
 @given(strategies.integers(0, 2**16), strategies.sampled_from([1, 3]), strategies.integers(-6, 6))
 def test_dense_and_free_chains_agree(seed, depth, exponent):
     layers, (h, c) = stack(seed, depth), inputs(seed)
-    layers = [Partial(weighted, f, jnp.asarray(10.0 ** (s * exponent))) for f, s in zip(layers, (1, 0, -1, 0), strict=False)]
+    layers = [
+        Partial(weighted, f, jnp.asarray(10.0 ** (s * exponent))) for f, s in zip(layers, (1, 0, -1, 0), strict=False)
+    ]
     dense, free = st.linearize(layers, h, c), st.operators(layers, h, c)
     assert worst(free.propagators(), dense.propagators) < 1e-12
     assert worst(free.injection_norm(), jnp.linalg.norm(dense.injections, axis=(1, 2))) < 1e-12

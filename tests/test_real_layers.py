@@ -102,8 +102,10 @@ def test_derivatives_by_the_encoder_output(step, directions):
     assert worst(projected.propagators.reshape(4, -1), chain.propagators().reshape(4, -1)) < 1e-13
 
 
-def test_krylov_triplets_of_real_blocks(step):
-    _, chain = step
+def test_krylov_triplets_of_real_blocks(clip):
+    model, context, transcript = clip
+    tokens = whisper.token_layers(model, context, transcript.sequence, transcript.position(1))
+    chain = st.operators(tokens.layers, tokens.state, tokens.context)
     found = leading_triplets(
         chain.matvec, chain.rmatvec, depth=4, width=chain.width, dtype=chain.dtype, key=jax.random.key(0)
     )

@@ -1,0 +1,321 @@
+"""Write one page about a run: verdicts in words, margins, layers, bounds, claims, provenance.
+
+Reads the files of a run folder and nothing else: no model runs here, and no theory is computed. The
+page needs no network and no script.
+"""
+
+import functools
+import json
+import math
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from .console import MEANINGS, NAMES, number, verdict_in_words
+from .runs import RunRecord, read_run
+from .storage import write_atomically
+from .wording import (
+    BOUND_CAPTION,
+    BOUND_WORDS,
+    CERTIFICATES,
+    CONDITION_CAPTION,
+    PARTS,
+    SCALE,
+    UNITS,
+    layer_caption,
+    power,
+    reason_in_words,
+    regime_in_words,
+)
+
+REPORT = "report.html"
+AGAIN = "This checks those once more and compares the verdicts:"
+ANEW = "The verb and the config above make them anew."
+LAYER_COLUMNS = {
+    "σ₁": "sigma1",
+    "σ₂": "sigma2",
+    "± σ": "sigma_error",
+    "ξ": "xi",
+    "± ξ": "xi_error",
+    "|κ|": "kappa_abs",
+    "± κ": "kappa_error",
+    "ρ": "rho",
+    "± ρ": "rho_error",
+    "λ (nats)": "lam",
+    "± λ": "lam_error",
+}
+LABELS = ("component", "granularity", "scope", "context", "condition", "step", "dtype")
+TOLD = {"title", "note", "transcript", "chance_kappa", "step", "dtype"}  # shown elsewhere on the page
+
+
+def write_report(path: str | os.PathLike[str]) -> Path:
+    """Write `report.html` into a run folder, from the files it holds.
+
+    Parameters
+    ----------
+    path : a run folder.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    InputError
+        When there is no such folder, it is no run, or a file in it cannot be read.
+
+    Notes
+    -----
+    The same files give the same page, byte for byte. About a third of a second per chain.
+
+    References
+    ----------
+    docs/schema.md (what is read), docs/guides/certificates.md (how to read the page).
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from spectral_theorem.runs import RunFolder
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = RunFolder(folder).write_summary({"verb": "demo", "chains": {}})
+    ...     "holds no chain" in write_report(folder).read_text(encoding="utf-8")
+    True
+    """
+    run = read_run(path)
+    kept = sorted(file.name for file in run.path.iterdir() if file.suffix == ".npz")
+    html = report_html(run, name=run.path.resolve().name, kept=kept)
+    return write_atomically(run.path / REPORT, lambda file: file.write(html.encode()))
+
+
+def report_html(run: RunRecord, *, name: str, kept: Sequence[str] = ()) -> str:
+    """Lay out the page of one run.
+
+    Parameters
+    ----------
+    run : what the folder says. name : the folder's name, for the command that replays it.
+    kept : names of the chain files in the folder.
+
+    Returns
+    -------
+    str
+        One HTML document; every word of the record is escaped.
+    """
+    from .canvas import VERDICTS
+
+    summary = run.summary
+    labels = _labels(run)
+    chains = [
+        _chain_view(key, chain, identity=f"chain-{index}", labels=labels.get(key, []))
+        for index, (key, chain) in enumerate(summary.get("chains", {}).items(), 1)
+    ]
+    warnings = [] if chains else ["This run holds no chain."]
+    if summary.get("status") != "done":
+        warnings.append("This run was not finished when the page was written: what follows may be incomplete.")
+    verb = str(summary.get("verb", "run"))
+    return _template().render(
+        title=chains[0]["title"] if len(chains) == 1 else f"{verb}: {len(chains)} chains",
+        run_id=summary["run_id"],
+        written=summary.get("written", ""),
+        warnings=warnings,
+        signs={verdict: {"colour": colour, "sign": sign} for verdict, (_, colour, sign) in VERDICTS.items()},
+        hypotheses=list(NAMES.values()),
+        overall=_overall(summary.get("chains", {})),
+        chains=chains,
+        failed=list(summary.get("failed", {}).items()),
+        provenance=_provenance(run),
+        config=json.dumps(summary.get("config", {}), indent=1, ensure_ascii=False),
+        replay=f"Of {len(chains)} chains the folder keeps {len(kept)}. {AGAIN if kept else ANEW}",
+        command=f"spectral-theorem verify {shlex.quote(name)}" if kept else "",
+    )
+
+
+@functools.cache
+def _template() -> Any:
+    import jinja2
+
+    source = resources.files("spectral_theorem").joinpath("templates", REPORT).read_text(encoding="utf-8")
+    return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
+
+
+def _labels(run: RunRecord) -> dict[str, list[tuple[str, str]]]:
+    """Collect what the rows of the table say about each chain."""
+    columns = {name: run.table[name].to_pylist() for name in ("clip", *LABELS)}
+    found: dict[str, dict[str, set[str]]] = {}
+    for name in LABELS:
+        for clip, value in set(zip(columns["clip"], columns[name], strict=True)):
+            if value is not None:
+                found.setdefault(clip, {}).setdefault(name, set()).add(str(value))
+    return {
+        clip: [(name, ", ".join(sorted(values))) for name, values in entry.items()] for clip, entry in found.items()
+    }
+
+
+def _chain_view(name: str, chain: Mapping[str, Any], *, identity: str, labels: list[tuple[str, str]]) -> dict[str, Any]:
+    """Collect all that the page says about one chain."""
+    title = chain.get("title") or name
+    conditions, claims = chain["conditions"], chain["claims"]
+    own = [
+        (key.replace("_", " "), number(value) if isinstance(value, float) else str(value))
+        for key, value in chain.items()
+        if key not in TOLD and isinstance(value, (int, float, str))
+    ]
+    return {
+        "id": identity,
+        "title": title,
+        "words": verdict_in_words(chain),
+        "regime": regime_in_words(chain),
+        "note": chain.get("note"),
+        "transcript": chain.get("transcript"),
+        "facts": [("layers", str(len(chain["layers"]))), *labels, *own],
+        "hypotheses": [conditions[condition]["verdict"] for condition in NAMES],
+        "c1": claims["c1"]["verdict"],
+        "c2": claims["c2"]["verdict"],
+        "certified": chain["regime"]["certified"],
+        "naive": chain["regime"]["naive"],
+        "condition_rows": list(_condition_rows(conditions)),
+        "layer_head": ["layer", *LAYER_COLUMNS, "remark"],
+        "layer_rows": _layer_rows(chain),
+        "bounds": _bounds(chain),
+        "claims": [_claim_row(key, claim, conditions) for key, claim in claims.items()],
+    } | _figures(chain, identity, title)
+
+
+def _figures(chain: Mapping[str, Any], identity: str, title: str) -> dict[str, Any]:
+    """Draw the figures of one chain; None where there is nothing to draw."""
+    # here, so that a command that writes no page does not wait for matplotlib
+    from markupsafe import Markup
+
+    from .canvas import to_svg
+    from .figures import bound_figure, condition_figure
+    from .layer_figure import MARKED, layer_figure
+
+    def figure(kind: str, drawn: Any, caption: str) -> dict[str, Any]:
+        svg = to_svg(drawn, salt=f"{identity}-{kind}", label=f"{kind} of {title}; the numbers are in the table below")
+        return {"svg": Markup(svg), "caption": caption}
+
+    found: dict[str, Any] = {"conditions_figure": None, "bounds_figure": None}
+    if any(condition["verdict"] != "NOT_APPLICABLE" for condition in chain["conditions"].values()):
+        found["conditions_figure"] = figure("conditions", condition_figure(chain), CONDITION_CAPTION)
+    found["layers_figure"] = figure("layers", layer_figure(chain), layer_caption(chain, marked=MARKED))
+    profile = chain.get("profile") or {"depth": [], "log_paper": []}
+    if len(profile["depth"]) > 1 and any(value is not None for value in profile["log_paper"]):
+        found["bounds_figure"] = figure("bounds", bound_figure(chain), BOUND_CAPTION)
+    return found
+
+
+def _condition_rows(conditions: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    from .figures import QUANTITIES, binding_part
+
+    for name, condition in conditions.items():
+        quantity, sense = QUANTITIES.get(binding_part(name, condition), ("", "≥"))
+        yield _condition_row(
+            NAMES[name], condition, sense, f"{MEANINGS[name]}; value: {quantity}", conditions, part=False
+        )
+        for part, entry in condition["parts"].items():
+            sense = QUANTITIES.get(part, ("", sense))[1]
+            yield _condition_row(part.replace("_", " "), entry, sense, PARTS.get(part, ""), conditions, part=True)
+
+
+def _condition_row(
+    name: str, entry: Mapping[str, Any], sense: str, meaning: str, conditions: Mapping[str, Any], *, part: bool
+) -> dict[str, Any]:
+    # a number that is null though the verdict is sure is infinite
+    sure = entry["verdict"] in ("HOLDS", "VIOLATED")
+    endless = {"HOLDS": "+∞", "VIOLATED": "-∞"}.get(entry["verdict"], "-")
+    reason = reason_in_words(entry, conditions)
+    return {
+        "part": part,
+        "name": name,
+        "value": number(entry["value"]) if entry["value"] is not None or not sure else "∞",
+        "error": _error(entry["error"]) if entry["error"] is not None or entry["value"] is None else "∞",
+        "threshold": f"{sense} {number(entry['threshold'])}" if entry["threshold"] is not None else "-",
+        "margin": endless if entry["margin"] is None else number(entry["margin"], signed=True),
+        "layer": entry["layer"] or "-",
+        "verdict": entry["verdict"],
+        "words": "; ".join(filter(None, [meaning, reason])),
+        "reason": reason,
+    }
+
+
+def _error(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2g}"
+
+
+def _layer_rows(chain: Mapping[str, Any]) -> list[list[str]]:
+    names = chain.get("names") or []
+    rows = []
+    for index, layer in enumerate(chain["layers"]):
+        title = f"{layer['layer']} {names[index]}" if index < len(names) else str(layer["layer"])
+        cells = [_error(layer[key]) if "error" in key else number(layer[key]) for key in LAYER_COLUMNS.values()]
+        remarks = ["" if layer["resolved"] else "not resolved", "" if layer["certified"] else "estimate"]
+        rows.append([title, *cells, ", ".join(filter(None, remarks))])
+    return rows
+
+
+def _claim_row(name: str, claim: Mapping[str, Any], conditions: Mapping[str, Any]) -> dict[str, Any]:
+    slack, equality = claim["slack"], claim["kind"] == "equality"
+    return {
+        "name": name.replace("_", " "),
+        "statement": claim["statement"],
+        "needs": ", ".join(NAMES[need].split()[0] for need in claim["needs"]) or CERTIFICATES.get(name, "nothing"),
+        "slack": f"error {_error(-slack)}" if equality and slack is not None else number(slack, signed=True),
+        "tolerance": _error(claim["tolerance"]),
+        "unit": UNITS.get(name, SCALE),
+        "verdict": claim["verdict"],
+        "reason": reason_in_words(claim, conditions),
+    }
+
+
+def _bounds(chain: Mapping[str, Any]) -> dict[str, Any]:
+    """Compare every bound with the true residual at full depth."""
+    path, bounds = chain["path"], chain["bounds"]
+    truth, scale, psi = path["log_residual_norm"], path["log_scale"], path["log_psi_norm"]
+    allowance = chain["claims"]["identity"]["tolerance"]
+    if scale is None:
+        return {"lines": ["No injection meets a layer: there is no residual to bound."], "rows": []}
+    if truth is None:
+        return {"lines": ["The residual is 0 to the last digit: a ratio of a bound to it means nothing."], "rows": []}
+    lines = [f"True residual ‖R_Σ‖ = {power(truth)}, that is {power(truth - scale)} of the scale {SCALE}."]
+    if allowance and truth - scale < math.log(allowance):
+        lines[0] += " That is within the rounding allowance: the ratios below say nothing."
+    if psi is not None:
+        lines.append(f"‖Ψ‖ = {power(psi)}, so ‖R_Σ‖/‖Ψ‖ = {power(truth - psi)}.")
+    rows = []
+    for name, (words, kind) in BOUND_WORDS.items():
+        bound = bounds[f"log_{name}"]
+        zero = "0" if kind == "lower" else "-"
+        rows.append([words, kind, *(zero if bound is None else power(bound - unit) for unit in (scale, truth))])
+    rows.append(["true residual", "", power(truth - scale), "1"])
+    return {"lines": lines, "rows": rows}
+
+
+def _overall(chains: Mapping[str, Any]) -> str:
+    """Say in two sentences what all chains of a run come to."""
+    broken = [
+        chain.get("title") or name
+        for name, chain in chains.items()
+        if any(claim["verdict"] == "VIOLATED" for claim in chain["claims"].values())
+    ]
+    met = sum(all(c["verdict"] == "HOLDS" for c in chain["conditions"].values()) for chain in chains.values())
+    lead = f"A proved claim is VIOLATED in: {', '.join(broken)}." if broken else "No claim is violated."
+    return f"{lead} All four hypotheses hold in {met} of {len(chains)} chains."
+
+
+def _provenance(run: RunRecord) -> list[tuple[str, str]]:
+    summary = run.summary
+    versions = ", ".join(f"{name} {version}" for name, version in summary.get("versions", {}).items())
+    seeds = ", ".join(map(str, summary.get("seeds", []))) or "none"
+    plain = {name: summary.get(name) for name in ("run_id", "verb", "status", "written", "dtype", "device", "platform")}
+    return [
+        *((name, str(value)) for name, value in plain.items() if value is not None),
+        ("seeds", seeds),
+        ("versions", versions),
+        ("commit", str(summary.get("commit") or "unknown: an installed copy")),
+        ("schema", str(summary["schema"])),
+        ("table", f"{run.table.num_rows} rows"),
+        ("numbers that JSON cannot hold", f"{len(summary.get('nulls', []))}, listed with reasons in summary.json"),
+    ]
