@@ -121,8 +121,8 @@ def _text(name: str, chain: dict[str, Any]) -> str:
         ["margin", *("-" if c["margin"] is None else f"{c['margin']:+.4g}" for c in chain["conditions"].values())],
     ]
     sizes = ", ".join(f"{bound} {times(bounds[f'log_{bound}'])}" for bound in ("paper", "telescoping", "transfer", "row_exact"))
-    rates = [x for x in regime["lyapunov"] if x is not None]
-    growth = f"; growth {np.exp(rates[0]):.4g} per layer" if rates else ""
+    total = chain["claims"]["total_norm"]["log_left"]
+    growth = "" if total is None else f"; the product grows by {np.exp(total / len(chain['layers'])):.4g} per layer"
     return "\n".join([
         chain["title"],
         chain["note"],

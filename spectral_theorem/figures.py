@@ -153,7 +153,7 @@ def _draw_condition(ax: Axes, name: str, condition: Mapping[str, Any]) -> None:
     said = "nothing to check" if reason == "vacuous" and part in ("gain", "alignment") else said
     verdict = f"{sign} {condition['verdict'].replace('_', ' ')}"
     bold = {"weight": "bold"}
-    for height, words, style in ((1.0, NAMES[name], bold), (0.5, verdict, bold | {"color": colour}), (0.0, said, {})):
+    for height, words, style in ((1.0, NAMES[name], bold), (0.5, verdict, bold), (0.0, said, {})):
         ax.text(-0.02, height, words, transform=ax.transAxes, ha="right", va="center", **style)
     ax.set_ylim(0, 1)
     ax.yaxis.set_major_locator(NullLocator())

@@ -249,14 +249,14 @@ def _dominant_path(chain: Any, triplets: Triplets) -> DominantPath:
         jacobian = scaled_context_jacobian(chain) if size else scaled(zero)
         by_difference = subtract(subtract(jacobian, Scaled(value=jnp.outer(s.u[-1], psi.value), log=psi.log)), scaled(s.direct))
         error = log_norm(subtract(by_difference, residual))
-    skip = 1 - first_layer(chain)  # (L-1,) arrays keep k >= 1
+    whole = first_layer(chain) == 1  # (L-1,) arrays keep k >= 1
     return DominantPath(
         u=triplets.u[-1],
         psi=linear(psi)[:size],
         psi_direction=psi.value[:size] / jnp.maximum(norm(psi.value), jnp.finfo(chain.dtype).tiny),
         log_psi_norm=log_norm(psi),
-        log_amplitude=log_a if skip else log_a[1:],
-        sign=sign if skip else sign[1:],
+        log_amplitude=log_a if whole else log_a[1:],
+        sign=sign if whole else sign[1:],
         direct=s.direct[:, :size],
         residual=linear(residual)[:, :size],
         residual_unit=residual.value[:, :size],

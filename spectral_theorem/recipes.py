@@ -228,6 +228,8 @@ def _decaying(rng: np.random.Generator, L: int) -> dict[str, np.ndarray]:
     """Choose constant scalars with sigma above 1 where sigma times the sharp growth rate allows it."""
     kappa, xi = rng.uniform(0, 0.5), rng.uniform(0, 0.3) * (rng.random() < 0.8)
     rate = 0.5 * (kappa * (1 - xi) + math.sqrt((kappa * (1 - xi)) ** 2 + 4 * xi))
-    sigma = min(5.0, math.exp(-rng.uniform(0.03, 0.2)) / rate)
+    # A short chain must not grow along its dominant path either, or it is an attractor for its few layers.
+    path = kappa ** (-(L - 2) / (L - 1)) if L > 2 and kappa > 0 else math.inf
+    sigma = min(5.0, math.exp(-rng.uniform(0.03, 0.2)) / rate, 0.95 * path)
     signs = rng.choice([-1.0, 1.0], L - 1)
     return {"sigma": np.full(L, sigma), "kappa": kappa * signs, "xi": np.full(L, xi)}

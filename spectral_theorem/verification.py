@@ -81,6 +81,12 @@ def _bound(left: str, right: str) -> Callable[[Evidence], Sides]:
     return sides
 
 
+def _identity(e: Evidence) -> Sides:
+    # J_L is added up from G_L too, and is known to that many units of rounding
+    scale = jnp.logaddexp(e.path.log_scale, log_of(norm(e.spine.direct)))
+    return Sides(e.path.log_identity_error, -jnp.inf, scale)
+
+
 def _c1(e: Evidence) -> Sides:
     gammas, present, sizes = projections(e.spine)
     gamma = jnp.min(jnp.where(present, gammas, jnp.inf))
@@ -113,8 +119,15 @@ def _total(e: Evidence) -> Sides:
     return Sides(e.log_products[0], e.bounds.log_total_norm, gain, equal=jnp.asarray(same))
 
 
+def _misfit(e: Evidence) -> Any:
+    """Return by how many allowances W v = sigma u is off along the spine: the cone follows u, the product W v."""
+    sigma = jnp.where(e.spine.sigma > 0, e.spine.sigma, 1.0)
+    return jnp.sum(e.triplets.residual[first_layer(e.chain) :] / sigma) / e.allowance
+
+
 def _cone_growth(e: Evidence) -> Sides:
-    return Sides(e.regime.log_tracked_growth, e.log_cone_output, log_gains(e.spine)[0], equal=e.chain.width == 1)
+    gain, same = log_gains(e.spine)[0], e.chain.width == 1
+    return Sides(e.regime.log_tracked_growth, e.log_cone_output, gain, equal=same, amplify=1 + _misfit(e))
 
 
 def _cone_angle(e: Evidence) -> Sides:
@@ -123,7 +136,7 @@ def _cone_angle(e: Evidence) -> Sides:
     angle = jnp.arctan2(across, along)
     zero = jnp.zeros_like(angle)
     # the direction of a product that shrank by S/growth is known only to that many units of rounding
-    amplify = jnp.exp(log_gains(e.spine)[0] - e.log_cone_output)
+    amplify = jnp.exp(log_gains(e.spine)[0] - e.log_cone_output) * (1 + _misfit(e))
     return Sides(log_of(angle), log_of(e.regime.output_angle), zero, equal=e.chain.width == 1, amplify=amplify)
 
 
@@ -138,9 +151,7 @@ _DISPERSIVE = lambda e: e.regime.dispersion_margin > e.allowance
 _CONE = lambda e: e.regime.cone_margin > e.allowance
 
 CLAIMS: Mapping[str, ClaimSpec] = {
-    "identity": ClaimSpec("J_L = u_L Psi^T + G_L + R_Sigma, R_Sigma by two routes", "equality", lambda e: Sides(
-        e.path.log_identity_error, -jnp.inf, e.path.log_scale
-    )),
+    "identity": ClaimSpec("J_L = u_L Psi^T + G_L + R_Sigma, R_Sigma by two routes", "equality", _identity),
     "residual_transfer": ClaimSpec(
         "||R_Sigma||_F <= transfer bound", "upper", _bound("log_residual_norm", "log_transfer")
     ),
@@ -321,7 +332,13 @@ def verify_many(chains: Any, thresholds: Thresholds | None = None, *, batch_size
 
 @functools.partial(jax.jit, static_argnames=("thresholds", "batch_size"))
 def _verify_many(chains: Any, thresholds: Thresholds, batch_size: int) -> Verification:
-    return jax.lax.map(lambda chain: _verify(chain, thresholds), chains, batch_size=batch_size)
+    # `jax.lax.map(batch_size=...)` compiles a second body for what is left over, and fails on leaves of size zero
+    n = chains.propagators.shape[0]
+    rounds = -(-n // batch_size)
+    index = jnp.minimum(jnp.arange(rounds * batch_size), n - 1).reshape(rounds, batch_size)
+    several = jax.vmap(lambda i: _verify(jax.tree.map(lambda leaf: leaf[i], chains), thresholds))
+    found = jax.lax.map(several, index)
+    return jax.tree.map(lambda leaf: leaf.reshape(rounds * batch_size, *leaf.shape[2:])[:n], found)
 
 
 @functools.partial(jax.jit, static_argnames="thresholds")

@@ -15,7 +15,7 @@ REASONS = {
     "tie": "σ₁ = σ₂ in a layer that counts: its vectors, and what is built on them, are a choice",
     "unresolved": "σ₁ and σ₂ of a layer that counts are too close to know its vectors",
     "nan": "a number in it is not a number",
-    "no_context": "nothing is injected: no context, or all injections are zero",
+    "no_context": "nothing is injected",
     "single_layer": "no injection meets a layer here: there is nothing to ask",
     "vacuous": "no coupling is met here: there is nothing that could fail",
     "needs_condition": "a threshold is set looser than the theorem's own constant, and proves nothing",
@@ -144,9 +144,8 @@ def regime_in_words(chain: Mapping[str, Any]) -> list[str]:
         *([f"The two differ: {DIFFERENCES[certified, naive]}."] if certified != naive else []),
     ]
     if exponents := [number(value) for value in regime["lyapunov"][:3]]:
-        lines.append(
-            f"Leading finite-time Lyapunov exponents (by QR, from the coordinate axes): {', '.join(exponents)} nats per layer."
-        )
+        how = "by QR, from the coordinate axes"
+        lines.append(f"Leading finite-time Lyapunov exponents ({how}): {', '.join(exponents)} nats per layer.")
     return lines
 
 

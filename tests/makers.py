@@ -165,7 +165,7 @@ def extreme_gains(rng, n, L, D):
     return _spread(rng, n, L, D, s=rng.uniform(0, 1, (n, L - 1)), xi=rng.uniform(0, 1, (n, L)), sigma=sigma)
 
 
-GENERIC = (gaussian, any_scalars, near_identity, theorem, pure_but_turned)
+GENERIC = (gaussian, any_scalars, near_identity, theorem, theorem, pure_but_turned)
 EDGES = (
     misaligned_by_1e9,
     ties,
@@ -179,27 +179,39 @@ EDGES = (
 )
 
 
+def paths(propagators):
+    """Return u, v (n, L, D) of the leading triplets, with signs for which every kappa is >= 0."""
+    left, _, right = np.linalg.svd(propagators)
+    u, v = left[:, :, :, 0].copy(), right[:, :, 0, :].copy()
+    for l in range(1, u.shape[1]):
+        turn = np.where(np.sum(v[:, l] * u[:, l - 1], axis=-1, keepdims=True) < 0, -1.0, 1.0)
+        u[:, l], v[:, l] = turn * u[:, l], turn * v[:, l]
+    return u, v
+
+
 def injections(rng, propagators, C, initial):
     """Draw G (n, L, D, C) and, if wanted, G_0 (n, D, C): one way per chain, with some injections zero."""
     n, L, D, _ = propagators.shape
-    v = np.linalg.svd(propagators)[2][:, :, 0, :]
-    row = np.concatenate([v, unit(rng.normal(size=(n, 1, D)))], axis=1)  # entry k meets G_k
+    row = np.concatenate([paths(propagators)[1], unit(rng.normal(size=(n, 1, D)))], axis=1)  # entry k meets G_k
     g = rng.normal(size=(n, L + 1, D, C))
     along = np.einsum("nkd,nkdc->nkc", row, g)
     across = g - row[..., None] * along[:, :, None, :]
-    shared = rng.normal(size=(n, 1, C)) + rng.choice([0.0, 0.3, 3.0], (n, 1, 1)) * along
+    shared = rng.normal(size=(n, 1, C))
+    agreed = shared + rng.choice([0.0, 0.2, 0.5, 1.0], (n, 1, 1)) * along
+    beside = 10.0 ** rng.uniform(-3, 0.5, (n, 1, 1, 1))
     ways = {
         "random": g,
         "on the path": row[..., None] * along[:, :, None, :],
         "beside the path": across,
-        "coherent": across * 10.0 ** rng.uniform(-3, 1, (n, 1, 1, 1)) + row[..., None] * shared[:, :, None, :],
-        "parallel": row[..., None] * np.broadcast_to(rng.normal(size=(n, 1, 1, C)), g.shape)
-        + across * rng.choice([0.0, 1e-9, 1.0], (n, 1, 1, 1)),
+        "coherent": row[..., None] * agreed[:, :, None, :] + beside * across,
+        "coherent again": row[..., None] * agreed[:, :, None, :] + 0.5 * across,
+        "parallel": row[..., None] * shared[:, :, None, :] + across * rng.choice([0.0, 1e-9, 1.0], (n, 1, 1, 1)),
+        "sign flipping": row[..., None] * (rng.choice([-1.0, 1.0], (n, L + 1, 1)) * agreed)[:, :, None, :],
         "rank one": g[..., :1] * rng.normal(size=(n, L + 1, 1, C)),
     }
     way = rng.integers(len(ways), size=n)
     out = np.select([(way == i)[:, None, None, None] for i in range(len(ways))], list(ways.values()))
-    absent = rng.random((n, L + 1)) < rng.choice([0.0, 0.0, 0.3, 1.0], (n, 1), p=[0.4, 0.3, 0.27, 0.03])
+    absent = rng.random((n, L + 1)) < rng.choice([0.0, 0.3, 1.0], (n, 1), p=[0.8, 0.18, 0.02])
     out[absent] = 0.0
     out *= np.where(rng.random((n, 1)) < 0.1, 10.0 ** rng.uniform(-6, 6, (n, L + 1)), 1.0)[..., None, None]
     return out[:, 1:], out[:, 0] if initial else None
