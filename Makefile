@@ -9,6 +9,8 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Read once, when NumPy loads, which pytest's plugins do before any conftest runs.
+export OPENBLAS_NUM_THREADS ?= 1
 DECLARED = pyproject.toml constraints.txt
 
 .DELETE_ON_ERROR:

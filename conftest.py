@@ -5,9 +5,13 @@ not cover when one module is tested alone.
 """
 
 import os
+from pathlib import Path
 
-# Read once, when NumPy and JAX load: unset, LAPACK is slow and erratic on few cores.
+# Read once, when SciPy and JAX load: unset, LAPACK is slow and erratic on few cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Compilation is most of the suite's time; doctests, tests and the command lines they start share it.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax
 from hypothesis import HealthCheck, settings

@@ -62,7 +62,9 @@ class Stack:
         layers = range(1, self.L + 1)
         self.W = {l: propagators[l - 1] for l in layers}
         size = 1 if injections is None else np.shape(injections)[-1]
-        self.G = {k: np.zeros((self.D, size)) if injections is None else np.asarray(injections[k - 1], float) for k in layers}
+        self.G = {
+            k: np.zeros((self.D, size)) if injections is None else np.asarray(injections[k - 1], float) for k in layers
+        }
         self.first = 1
         if initial is not None:
             self.G[0] = np.asarray(initial, float)
@@ -143,7 +145,9 @@ class Stack:
     # bounds on the residual ------------------------------------------------------------------------
 
     def paper(self):
-        return sum(self.gain(k) * sum(self.xi[j] for j in range(k + 1, self.L + 1)) * norm(self.G[k]) for k in self.sources)
+        return sum(
+            self.gain(k) * sum(self.xi[j] for j in range(k + 1, self.L + 1)) * norm(self.G[k]) for k in self.sources
+        )
 
     def telescoping(self):
         total = 0.0
@@ -285,9 +289,7 @@ class Stack:
         }
 
     def dispersion_margin(self, constant, rate):
-        return min(
-            math.log(constant) - rate * (self.L - k) - math.log(self.propagator_norm(k)) for k in self.sources
-        )
+        return min(math.log(constant) - rate * (self.L - k) - math.log(self.propagator_norm(k)) for k in self.sources)
 
     def lyapunov(self):
         """Exponents from volumes: the first m coordinate directions span a volume that grows by their sum."""

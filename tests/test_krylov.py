@@ -259,7 +259,7 @@ def test_damaged_triplets_are_caught(damage):
 # ---------------------------------------------------------------- shapes, types, small widths
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 81])
+@pytest.mark.parametrize("width", [1, 2, 3])
 @pytest.mark.parametrize("max_steps", [None, 1])
 def test_small_widths(width, max_steps):
     w = np.stack([np.eye(width), RNG.normal(size=(width, width)), np.zeros((width, width))])
@@ -273,16 +273,17 @@ def test_small_widths(width, max_steps):
         assert (found.sigma[:, -1] == 0).all()
 
 
-@pytest.mark.parametrize("top", [1, 81])
-def test_any_number_of_triplets(top):
-    w = RNG.normal(size=(2, 81, 81))
+@pytest.mark.parametrize(("top", "width"), [(1, WIDTH), (21, 21)])
+def test_any_number_of_triplets(top, width):
+    w = RNG.normal(size=(1, width, width))
     found = run(w, top=top)
     assert found.converged.all() and complaints(found, w) == []
 
 
 def test_float32_operators():
-    names = [name for name in MATRICES if name not in ("tiny", "huge")]
-    w = np.stack([MATRICES[name] for name in names]).astype(np.float32)
+    # as many as the float64 test takes, with 1e-200 and 1e200 brought into range
+    size = {"tiny": 1e200, "huge": 1e-200}
+    w = np.stack([size.get(name, 1.0) * w for name, w in MATRICES.items()]).astype(np.float32)
     found = run(w)
     assert {a.dtype.name for a in (found.sigma, found.U, found.V, found.residual)} == {"float32"}
     assert found.converged.all() and complaints(found, w, tolerance=1e-5) == []
@@ -305,11 +306,12 @@ def test_float32_without_64_bit_mode():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_never_converges(bad):
-    w = np.stack([MATRICES["geometric"], MATRICES["identity"]])
-    w[1, 3, 4] = bad
+    w = np.stack(list(MATRICES.values()))
+    bad_ones = [list(MATRICES).index(name) for name in ("identity", "gaussian")]
+    w[bad_ones, 3, 4] = bad
     found = run(w)
-    assert found.converged.tolist() == [True, False]
-    assert complaints(found, w[:1]) == []
+    assert np.flatnonzero(~np.asarray(found.converged)).tolist() == bad_ones
+    assert complaints(found, w) == []
 
 
 def test_new_arrays_of_the_same_shapes_need_no_compilation():

@@ -1,6 +1,7 @@
 """Greedy decoding against a plain loop, and transcripts of real digits."""
 
 import csv
+import dataclasses
 import zlib
 
 import jax
@@ -101,9 +102,9 @@ def test_text_statistics_without_tokenizer(model, decoded):
     assert result.duration == 1.5
 
 
-def test_model_without_no_speech_token_says_none(contexts):
-    model = whisper.random_model(jax.random.key(4), DIMS, dtype="float64")
-    assert whisper.transcriptions(model, whisper.greedy(model, contexts), [0.0] * 6)[0].no_speech_prob is None
+def test_vocabulary_without_no_speech_token_says_none(model, decoded):
+    silent = dataclasses.replace(decoded, no_speech=jnp.full(6, jnp.nan))
+    assert whisper.transcriptions(model, silent, [0.0] * 6)[0].no_speech_prob is None
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def recordings(shared):
 STRINGS = (
     "7_jackson_0 3_jackson_1",
     "0_george_2 1_george_0 2_george_4",
-    "9_nicolas_1 8_nicolas_3 4_nicolas_0 5_nicolas_2",
+    "3_lucas_0 9_lucas_1 5_lucas_2 4_lucas_0",
 )
 
 
@@ -185,7 +186,8 @@ def test_tokenizer_of_the_multilingual_vocabulary(shared):
     text = "And so, my fellow Americans — größer, 日本語, 12.5%"
     assert tokenizer.decode(tokenizer.encode(text)) == text
     special = tokenizer.special
-    assert (special["<|endoftext|>"], special["<|startoftranscript|>"], special["<|en|>"]) == (50257, 50258, 50259)
+    assert special["<|startoftranscript|>"] == special["<|endoftext|>"] + 1
+    assert tokenizer.size == 51_864
     inner = tokenizer.encode(" hello")
     marked = [
         special["<|startoftranscript|>"],
