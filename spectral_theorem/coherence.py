@@ -73,7 +73,11 @@ def coherence_direction(rows: Any) -> Coherence:
     """
     rows = jnp.asarray(rows)
     if rows.ndim != 2 or 0 in rows.shape or not jnp.issubdtype(rows.dtype, jnp.floating):
-        refuse(f"rows of shape {rows.shape}, {rows.dtype}", "a non-empty floating-point (n, C)", "rows[None, :] for one row")
+        refuse(
+            f"rows of shape {rows.shape}, {rows.dtype}",
+            "a non-empty floating-point (n, C)",
+            "rows[None, :] for one row",
+        )
     return _solve(rows)
 
 

@@ -14,9 +14,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .coherence import Coherence, coherence_direction
+from .judgement import all_of, as_table, decide
 from .path import Spine, dense, first_layer, log_gains, reverse_cumsum, row_projections, signed_rows, spine
 from .scaled import norm
-from .types import Condition, Reason, Thresholds, Triplets, Verdict, all_of, as_table, container, decide, tolerance
+from .types import Condition, Reason, Thresholds, Triplets, Verdict, container, tolerance
 
 PARTS = {
     "stability": ("gain", "cumulative_gain", "gain_literal"),
@@ -160,16 +161,12 @@ def _check(chain: Any, triplets: Triplets, coherence: Coherence | None, threshol
     return _join(_judge(rows, chain), tuple(rows), s)
 
 
-def _rows(
-    chain: Any, s: Spine, triplets: Triplets, coherence: Coherence, thresholds: Thresholds
-) -> dict[str, Row]:
+def _rows(chain: Any, s: Spine, triplets: Triplets, coherence: Coherence, thresholds: Thresholds) -> dict[str, Row]:
     """Collect the entries of every part."""
     first, depth = first_layer(chain), chain.depth
     eps = float(jnp.finfo(chain.dtype).eps)
     tie = triplets.gap <= 64 * chain.width * eps * triplets.sigma[:, 0]
-    layer_why = jnp.where(
-        jnp.isnan(triplets.sigma[:, 0]), Reason.NAN, jnp.where(tie, Reason.TIE, Reason.UNRESOLVED)
-    )
+    layer_why = jnp.where(jnp.isnan(triplets.sigma[:, 0]), Reason.NAN, jnp.where(tie, Reason.TIE, Reason.UNRESOLVED))
     known = triplets.resolved
     coupled = known[:-1] & known[1:]
     coupled_why = jnp.where(known[:-1], layer_why[1:], layer_why[:-1])
@@ -191,7 +188,9 @@ def _rows(
         # 1 - cos is convex, so the upper end of the angle is the farther one
         error = 2 * (jnp.sin(wide / 2) ** 2 - jnp.sin(phi / 2) ** 2) * depth
         value = triplets.alignment_defect[start:] * depth
-        return _entries(value, threshold - value, error, threshold, coupled[start:], coupled_why[start:], between[start:])
+        return _entries(
+            value, threshold - value, error, threshold, coupled[start:], coupled_why[start:], between[start:]
+        )
 
     logs = log_gains(s)
     relative = triplets.sigma_error[first:] / jnp.where(s.sigma > 0, s.sigma, 1.0)
@@ -241,9 +240,7 @@ def _rows(
         value = ratio(jnp.max(xi), least(gammas))
         low = ratio(jnp.max(jnp.clip(xi - xi_error, 0.0)), least(jnp.clip(gammas + angle, None, 1.0)))
         high = ratio(jnp.max(xi + xi_error), least(jnp.clip(gammas - angle, 0.0)))
-        error = jnp.maximum(
-            jnp.where(high == value, 0.0, high - value), jnp.where(low == value, 0.0, value - low)
-        )
+        error = jnp.maximum(jnp.where(high == value, 0.0, high - value), jnp.where(low == value, 0.0, value - low))
         threshold = thresholds.purity
         spoiled = jnp.where(jnp.isnan(value), jnp.nan, 0.0)
         return Row(

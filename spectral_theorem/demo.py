@@ -27,13 +27,17 @@ _TITLES = {
     "random-whisper": "A tiny Whisper with random weights",
 }
 _NOTES = {
-    "all-hypotheses": "Planted: sigma = 1.02, kappa = 0.9999, xi = 0.0005, gamma = 0.5, coherence 0.9 in all 64 layers.",
+    "all-hypotheses": "Planted: sigma = 1.02, kappa = 0.9999, xi = 0.0005, gamma = 0.5, coherence 0.9, 64 layers.",
     "impure": "xi = 0.01 breaks purity, so C2 does not apply; the bounds need no hypothesis and are still compared.",
     "rho-below-one": "sigma = 3, kappa = 0.1, xi = 0.9 in the plane: the reading 'rho < 1 means decay' is wrong here.",
     "random-whisper": "Plumbing only: the weights are random, so nothing here says anything about Whisper.",
 }
 _TINY = {"width": 32, "mels": 20, "frames": 50, "vocabulary": 20, "positions": 16}
-_TINY |= {f"{side}_{part}": size for side in ("encoder", "decoder") for part, size in (("layers", 4), ("heads", 2), ("hidden", 64))}
+_TINY |= {
+    f"{side}_{part}": size
+    for side in ("encoder", "decoder")
+    for part, size in (("layers", 4), ("heads", 2), ("hidden", 64))
+}
 
 
 def chains(dtype: str = "float64") -> dict[str, LayerChain]:
@@ -120,14 +124,18 @@ def _text(name: str, chain: dict[str, Any]) -> str:
         ["verdict", *(c["verdict"] for c in chain["conditions"].values())],
         ["margin", *("-" if c["margin"] is None else f"{c['margin']:+.4g}" for c in chain["conditions"].values())],
     ]
-    sizes = ", ".join(f"{bound} {times(bounds[f'log_{bound}'])}" for bound in ("paper", "telescoping", "transfer", "row_exact"))
+    sizes = ", ".join(
+        f"{bound} {times(bounds[f'log_{bound}'])}" for bound in ("paper", "telescoping", "transfer", "row_exact")
+    )
     total = chain["claims"]["total_norm"]["log_left"]
     growth = "" if total is None else f"; the product grows by {np.exp(total / len(chain['layers'])):.4g} per layer"
-    return "\n".join([
-        chain["title"],
-        chain["note"],
-        verdict_in_words(chain),
-        aligned(rows),
-        f"bounds on the residual, as multiples of its true norm: {sizes}",
-        f"regime, certified: {regime['certified']}; by the paper's reading of rho: {regime['naive']}{growth}",
-    ])
+    return "\n".join(
+        [
+            chain["title"],
+            chain["note"],
+            verdict_in_words(chain),
+            aligned(rows),
+            f"bounds on the residual, as multiples of its true norm: {sizes}",
+            f"regime, certified: {regime['certified']}; by the paper's reading of rho: {regime['naive']}{growth}",
+        ]
+    )

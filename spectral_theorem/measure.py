@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .audio import concatenate, load_audio
-from .console import Outcome, aligned, exit_code, verification_text, working
+from .console import Outcome, aligned, exit_code, verdicts, verification_text, working
 from .linearization import OperatorChain, operators
 from .profile import depth_profile
 from .report import write_report
@@ -64,7 +64,7 @@ class TokenMeasurement:
     context_size: int
     gram_error: float
     row_check: float
-    profile: dict[str, list[float | None]]
+    profile: dict[str, list[Any]]
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready mapping: the verification with what belongs to the recording."""
@@ -303,12 +303,17 @@ def _samples(paths: Sequence[Path]) -> Any:
 
 def _text(name: str, chain: dict[str, Any]) -> str:
     """Lay out one clip: transcript, layers, then the verification."""
-    about = aligned([
-        ["transcript", repr(chain["transcript"])],
-        ["token", f"step {chain['step']}, residual position {chain['position']}"],
-        ["layers", ", ".join(f"{i} = {each}" for i, each in enumerate(chain["names"], 1))],
-        ["context", f"all {chain['context_size']:,} entries, in an isometric basis of {chain['context_rank']} directions"],
-        ["checked", f"|v^T G| by structure against one VJP of the model: {chain['row_check']:.1e} relative"],
-        ["chance", f"|kappa| of two random directions here: {chain['chance_kappa']:.4f} on average"],
-    ])
+    about = aligned(
+        [
+            ["transcript", repr(chain["transcript"])],
+            ["token", f"step {chain['step']}, residual position {chain['position']}"],
+            ["layers", ", ".join(f"{i} = {each}" for i, each in enumerate(chain["names"], 1))],
+            [
+                "context",
+                f"all {chain['context_size']:,} entries, in an isometric basis of {chain['context_rank']} directions",
+            ],
+            ["checked", f"|v^T G| by structure against one VJP of the model: {chain['row_check']:.1e} relative"],
+            ["chance", f"|kappa| of two random directions here: {chain['chance_kappa']:.4f} on average"],
+        ]
+    )
     return f"{about}\n{chain['note']}\n\n{verification_text(chain, title=name)}"

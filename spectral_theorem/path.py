@@ -178,7 +178,9 @@ def _context_jacobian(chain: Any) -> Any:
 def scaled_context_jacobian(chain: Any) -> Scaled:
     """Return J_L with its scale kept apart."""
     if not chain.context_size:
-        refuse("a chain without context", "injections (L, D, C) or initial (D, C)", "LayerChain(propagators, injections)")
+        refuse(
+            "a chain without context", "injections (L, D, C) or initial (D, C)", "LayerChain(propagators, injections)"
+        )
     first = first_layer(chain)
     injections = chain.injections
     if injections is None:
@@ -247,7 +249,9 @@ def _dominant_path(chain: Any, triplets: Triplets) -> DominantPath:
         psi = scaled(weights @ row_projections(s), peak)
         residual, _ = residual_by_depth(s)
         jacobian = scaled_context_jacobian(chain) if size else scaled(zero)
-        by_difference = subtract(subtract(jacobian, Scaled(value=jnp.outer(s.u[-1], psi.value), log=psi.log)), scaled(s.direct))
+        by_difference = subtract(
+            subtract(jacobian, Scaled(value=jnp.outer(s.u[-1], psi.value), log=psi.log)), scaled(s.direct)
+        )
         error = log_norm(subtract(by_difference, residual))
     whole = first_layer(chain) == 1  # (L-1,) arrays keep k >= 1
     return DominantPath(

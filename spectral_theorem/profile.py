@@ -27,7 +27,7 @@ class DepthProfile:
     log_row_exact_lower: Float[Array, "*batch n"]
     log_scale: Float[Array, "*batch n"]
 
-    def to_dict(self, depth: int) -> dict[str, list[float | None]]:
+    def to_dict(self, depth: int) -> dict[str, list[Any]]:
         """Return plain lists and the depths they belong to, for a chain of that depth; no NaN, no inf."""
         count = self.log_scale.shape[0]
         plain = lambda x: [float(v) if jnp.isfinite(v) else None for v in x]

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from .bounds import Bounds, residual_bounds, upper_alignment
@@ -79,8 +80,10 @@ def phase(sigma: Any, kappa: Any, xi: Any) -> Phase:
     given = {"sigma": sigma, "kappa": kappa, "xi": xi}
     rules = {"sigma": lambda x: x > 0, "kappa": lambda x: abs(x) <= 1, "xi": lambda x: (x >= 0) & (x <= 1)}
     for name, value in given.items():
-        if not isinstance(value, jax.core.Tracer) and not np.all(rules[name](np.asarray(value))):
-            refuse(f"{name}={value}", "sigma > 0, |kappa| <= 1, 0 <= xi <= 1", f"phase(1.02, 0.9999, 0.01), mending {name}")
+        if not isinstance(value, Tracer) and not np.all(rules[name](np.asarray(value))):
+            refuse(
+                f"{name}={value}", "sigma > 0, |kappa| <= 1, 0 <= xi <= 1", f"phase(1.02, 0.9999, 0.01), mending {name}"
+            )
     sigma, kappa, xi = jnp.broadcast_arrays(*(jnp.asarray(x, jnp.result_type(float)) for x in given.values()))
     kappa = jnp.abs(kappa)
     s = jnp.sqrt((1 - kappa) * (1 + kappa))

@@ -128,7 +128,7 @@ def _dense(w: Any, count: int) -> Triplets:
 @jax.jit
 def _assemble(sigma: Any, sigma_top: Any, left: Any, right: Any, *, residual: Any, certified: Any) -> Triplets:
     """Fix signs, couple neighbouring layers and propagate the residual to every derived number."""
-    depth, width, _ = left.shape
+    width = left.shape[1]
     eps = float(jnp.finfo(left.dtype).eps)
     peak = jnp.take_along_axis(left, jnp.argmax(jnp.abs(left), axis=1)[:, None, :], axis=1)
     sign = jax.lax.stop_gradient(jnp.where(peak < 0, -1.0, 1.0).astype(left.dtype))
@@ -187,4 +187,3 @@ def _assemble(sigma: Any, sigma_top: Any, left: Any, right: Any, *, residual: An
         V=right,
         sigma_top=sigma_top,
     )
-

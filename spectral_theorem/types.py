@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar, dataclass_transform
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 _T = TypeVar("_T")
@@ -27,7 +28,7 @@ def container(cls: type[_T]) -> type[_T]:
     trips over batched leaves, shape structs and the type-checking hook; this one does not.
     """
     cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
-    names = tuple(field.name for field in dataclasses.fields(cls))
+    names = tuple(field.name for field in dataclasses.fields(cls))  # pyright: ignore[reportArgumentType]
 
     def flatten_with_keys(value: Any) -> tuple[Any, None]:
         return tuple((jax.tree_util.GetAttrKey(n), getattr(value, n)) for n in names), None
@@ -101,14 +102,13 @@ def as_member(code: Any, kind: type[enum.IntEnum]) -> Any:
 
     Batched codes become a NumPy object array of members.
     """
-    if isinstance(code, jax.core.Tracer):
+    if isinstance(code, Tracer):
         return code
     codes = np.asarray(code)
     if codes.ndim == 0:
         return kind(int(codes))
-    members = np.empty(codes.shape, dtype=object)
-    members.flat = [kind(int(c)) for c in codes.flat]
-    return members
+    members = np.asarray([kind(int(c)) for c in codes.flat], dtype=object)
+    return members.reshape(codes.shape)
 
 
 @jax.tree_util.register_static
@@ -181,8 +181,10 @@ def _checked_array(name: str, value: Any, rank: int, symbol: str) -> Any:
             "jax.vmap over LayerChain for a batch of chains",
         )
     if 0 in value.shape:
-        refuse(f"{name} with shape {tuple(value.shape)}", f"no empty axis in {symbol}", "at least one layer and width 1")
-    if isinstance(value, jax.core.Tracer):
+        refuse(
+            f"{name} with shape {tuple(value.shape)}", f"no empty axis in {symbol}", "at least one layer and width 1"
+        )
+    if isinstance(value, Tracer):
         return value
     if value.dtype == np.float64 and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
         refuse(
@@ -254,7 +256,9 @@ class LayerChain:
                     "the same layers and width in both",
                 )
             if g.dtype != w.dtype:
-                refuse(f"{name} in {g.dtype} beside propagators in {w.dtype}", "one dtype", f"{name}.astype('{w.dtype}')")
+                refuse(
+                    f"{name} in {g.dtype} beside propagators in {w.dtype}", "one dtype", f"{name}.astype('{w.dtype}')"
+                )
             sizes[name] = g.shape[-1]
             object.__setattr__(self, name, g)
         if len(set(sizes.values())) > 1:
@@ -407,71 +411,3 @@ def tolerance(chain: Any, scale: Any = 1.0) -> Any:
     """
     eps = float(jnp.finfo(chain.dtype).eps)
     return 16.0 * eps * chain.depth * math.sqrt(chain.width) * scale
-
-
-def decide(slack: Any, allowance: Any, *, equal: Any = False) -> tuple[Any, Any]:
-    """Return (verdict code, reason code) of "slack >= 0 up to allowance".
-
-    Parameters
-    ----------
-    slack, allowance : arrays of one shape, same units.
-    equal : bool array; the two sides coincide by construction, so |slack| <= allowance is HOLDS.
-
-    Notes
-    -----
-    Written so that NaN falls through every comparison: NaN never certifies.
-
-    Examples
-    --------
-    >>> [Verdict(int(decide(jnp.asarray(x), 1e-3)[0])).name for x in (1.0, -1.0, 0.0, float('nan'))]
-    ['HOLDS', 'VIOLATED', 'UNDECIDED', 'UNDECIDED']
-    """
-    slack, allowance = jnp.asarray(slack), jnp.asarray(allowance)
-    nan = jnp.isnan(slack) | jnp.isnan(allowance)
-    within = jnp.abs(slack) <= allowance
-    settled = within & jnp.asarray(equal)
-    code = jnp.where(slack > allowance, Verdict.HOLDS, Verdict.UNDECIDED)
-    code = jnp.where(slack < -allowance, Verdict.VIOLATED, code)
-    code = jnp.where(settled, Verdict.HOLDS, code)
-    reason = jnp.where(within, Reason.WITHIN_TOLERANCE, Reason.NONE)
-    reason = jnp.where(settled, Reason.EQUAL_BY_CONSTRUCTION, reason)
-    return jnp.where(nan, Verdict.UNDECIDED, code), jnp.where(nan, Reason.NAN, reason)
-
-
-def all_of(codes: Any, reasons: Any) -> tuple[Any, Any]:
-    """Combine verdicts along axis 0 by the logic of "and".
-
-    VIOLATED wins, then UNDECIDED, then HOLDS; NOT_APPLICABLE only when nothing else is left.
-    The reason is that of the first entry that decides.
-
-    Examples
-    --------
-    >>> code, _ = all_of(jnp.asarray([1, 0, 2]), jnp.asarray([0, 2, 0]))
-    >>> Verdict(int(code)).name
-    'VIOLATED'
-    """
-    codes, reasons = jnp.asarray(codes), jnp.asarray(reasons)
-    order = jnp.asarray([1, 2, 0, 3])[codes]  # rank of UNDECIDED, HOLDS, VIOLATED, NOT_APPLICABLE
-    first = jnp.argmin(order, axis=0)
-    take = lambda a: jnp.take_along_axis(a, first[None], axis=0)[0]
-    return take(codes), take(reasons)
-
-
-def as_table(cells: Any, length: int, absent: Any, kind: Any) -> Any:
-    """Lay entries of different lengths out as rows of one (R, length) array, padded with `absent`.
-
-    One concatenation and one gather with constant indices: padding row by row would compile a kernel
-    per row and dominate the cost of a first call.
-
-    Examples
-    --------
-    >>> import jax.numpy as jnp
-    >>> as_table([jnp.asarray([1.0, 2.0]), 3.0], 3, 0.0, jnp.float32).tolist()
-    [[1.0, 2.0, 0.0], [3.0, 0.0, 0.0]]
-    """
-    flat = [jnp.ravel(jnp.asarray(cell, kind)) for cell in cells]
-    sizes = [cell.shape[0] for cell in flat]
-    starts = np.cumsum([0, *sizes[:-1]])
-    column = np.arange(length)
-    index = np.where(column < np.asarray(sizes)[:, None], starts[:, None] + column, sum(sizes))
-    return jnp.concatenate([*flat, jnp.asarray(absent, kind)[None]])[index]

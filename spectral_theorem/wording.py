@@ -144,8 +144,7 @@ def regime_in_words(chain: Mapping[str, Any]) -> list[str]:
         *([f"The two differ: {DIFFERENCES[certified, naive]}."] if certified != naive else []),
     ]
     if exponents := [number(value) for value in regime["lyapunov"][:3]]:
-        how = "by QR, from the coordinate axes"
-        lines.append(f"Leading finite-time Lyapunov exponents ({how}): {', '.join(exponents)} nats per layer.")
+        lines.append(f"Leading finite-time Lyapunov exponents, by QR: {', '.join(exponents)} nats per layer.")
     return lines
 
 
