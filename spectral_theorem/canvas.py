@@ -67,7 +67,7 @@ def drawing(height: float) -> Iterator[Figure]:
     --------
     >>> with drawing(2.0) as figure:
     ...     axes = figure.subplots()
-    >>> figure.get_figheight()
+    >>> float(figure.get_figheight())
     2.0
     """
     with matplotlib.rc_context(STYLE):
@@ -94,7 +94,7 @@ def to_svg(figure: Figure, *, salt: str, label: str) -> str:
     --------
     >>> with drawing(1.0) as figure:
     ...     _ = figure.text(0, 0, "a < b")
-    >>> to_svg(figure, salt="a", label="nothing & more")[:44]
+    >>> to_svg(figure, salt="a", label="nothing & more")[:47]
     '<svg role="img" aria-label="nothing &amp; more"'
     """
     buffer = io.StringIO()
@@ -113,7 +113,7 @@ def to_svg(figure: Figure, *, salt: str, label: str) -> str:
     return text.replace("<svg ", f'<svg role="img" aria-label="{words}" ', 1)
 
 
-def floats(values: Iterable[float | None]) -> np.ndarray:
+def floats(values: Iterable[float | int | None]) -> np.ndarray:
     """Take numbers of a record to an array, nulls to NaN.
 
     Examples
@@ -138,10 +138,8 @@ def forth(values: Any, scale: str) -> np.ndarray:
     ([2.0, nan], [2.0])
     """
     x = np.asarray(values, dtype=float)
-    if scale == "linear":
-        return np.where(np.isfinite(x), x, np.nan)
-    logs = np.log10(np.where(np.isfinite(x) & (x > 0), x, np.nan))
-    return -logs if scale == "nines" else logs
+    x = np.where(np.isfinite(x) & ((scale == "linear") | (x > 0)), x, np.nan)
+    return x if scale == "linear" else np.asarray(np.log10(x) * (-1 if scale == "nines" else 1))
 
 
 def limits(extent: Any, scale: str) -> tuple[float, float]:

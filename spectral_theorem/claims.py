@@ -214,12 +214,12 @@ CLAIMS: Mapping[str, ClaimSpec] = {
 class ClaimTable:
     """Hold every claim of the registry as columns; a mapping from name to `Claim`, cut out on access."""
 
-    log_left: Float[Array, "*batch N"]
-    log_right: Float[Array, "*batch N"]
-    slack: Float[Array, "*batch N"]
-    tolerance: Float[Array, "*batch N"]
-    code: Int[Array, "*batch N"]
-    reason_code: Int[Array, "*batch N"]
+    log_left: Float[Array | np.ndarray, "*batch N"]
+    log_right: Float[Array | np.ndarray, "*batch N"]
+    slack: Float[Array | np.ndarray, "*batch N"]
+    tolerance: Float[Array | np.ndarray, "*batch N"]
+    code: Int[Array | np.ndarray, "*batch N"]
+    reason_code: Int[Array | np.ndarray, "*batch N"]
 
     def __getitem__(self, name: str) -> Claim:
         """Return the claim of that name."""

@@ -38,13 +38,13 @@ class Conditions:
     stability, alignment, coherence, purity : `Condition`, H1 to H4, cut out on access.
     """
 
-    value: Float[Array, "*batch R"]
-    threshold: Float[Array, "*batch R"]
-    margin: Float[Array, "*batch R"]
-    error: Float[Array, "*batch R"]
-    layer: Int[Array, "*batch R"]
-    code: Int[Array, "*batch R"]
-    reason_code: Int[Array, "*batch R"]
+    value: Float[Array | np.ndarray, "*batch R"]
+    threshold: Float[Array | np.ndarray, "*batch R"]
+    margin: Float[Array | np.ndarray, "*batch R"]
+    error: Float[Array | np.ndarray, "*batch R"]
+    layer: Int[Array | np.ndarray, "*batch R"]
+    code: Int[Array | np.ndarray, "*batch R"]
+    reason_code: Int[Array | np.ndarray, "*batch R"]
 
     def __getitem__(self, name: str) -> Condition:
         """Return one row, a hypothesis with its parts or a part."""

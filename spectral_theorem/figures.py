@@ -187,7 +187,7 @@ def _draw_condition(ax: Axes, name: str, condition: Mapping[str, Any]) -> None:
             ax.plot([end], [0.45], marker=arrow, ms=7, **style)
 
 
-def _span(value: float, threshold: float, error: float) -> tuple[str, float, float]:
+def _span(value: float, threshold: float | int, error: float | int) -> tuple[str, float, float]:
     """Choose scale and ends of an axis with room for value, threshold, bar and the words above them."""
     low, high = sorted((max(value, 0.0), threshold))
     scale = "log" if low > 0 and high / low >= 10 else "linear"

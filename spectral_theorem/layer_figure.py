@@ -175,7 +175,7 @@ def _curve(
     return Curve(name, x, y, low, high, error, marker, colour)
 
 
-def _levels(scale: str, *levels: tuple[float | None, str]) -> list[tuple[float, str]]:
+def _levels(scale: str, *levels: tuple[float | int | None, str]) -> list[tuple[float, str]]:
     """Place levels on the axis and name them by their values; those without a place are left out."""
     named = [(level, words.format(level)) for level, words in levels if level is not None]
     placed = [(forth(1 - level if scale == "nines" else level, scale).item(), words) for level, words in named]

@@ -312,29 +312,29 @@ class Triplets:
     U, V : (L, D, K), sigma_top : (L, K+1)  leading K for the top-K bound; last entry 0 when K=D.
     """
 
-    sigma: Float[Array, "*batch L two"]
-    u: Float[Array, "*batch L D"]
-    v: Float[Array, "*batch L D"]
-    xi: Float[Array, "*batch L"]
-    kappa: Float[Array, "*batch couplings"]
-    misalignment: Float[Array, "*batch couplings"]
-    alignment_defect: Float[Array, "*batch couplings"]
-    rho: Float[Array, "*batch couplings"]
-    lam: Float[Array, "*batch couplings"]
-    residual: Float[Array, "*batch L"]
-    gap: Float[Array, "*batch L"]
-    vector_error: Float[Array, "*batch L"]
-    coupling_error: Float[Array, "*batch couplings"]
-    kappa_error: Float[Array, "*batch couplings"]
-    rho_error: Float[Array, "*batch couplings"]
-    lam_error: Float[Array, "*batch couplings"]
-    sigma_error: Float[Array, "*batch L"]
-    xi_error: Float[Array, "*batch L"]
-    resolved: Bool[Array, "*batch L"]
-    certified: Bool[Array, "*batch L"]
-    U: Float[Array, "*batch L D K"]
-    V: Float[Array, "*batch L D K"]
-    sigma_top: Float[Array, "*batch L K1"]
+    sigma: Float[Array | np.ndarray, "*batch L two"]
+    u: Float[Array | np.ndarray, "*batch L D"]
+    v: Float[Array | np.ndarray, "*batch L D"]
+    xi: Float[Array | np.ndarray, "*batch L"]
+    kappa: Float[Array | np.ndarray, "*batch couplings"]
+    misalignment: Float[Array | np.ndarray, "*batch couplings"]
+    alignment_defect: Float[Array | np.ndarray, "*batch couplings"]
+    rho: Float[Array | np.ndarray, "*batch couplings"]
+    lam: Float[Array | np.ndarray, "*batch couplings"]
+    residual: Float[Array | np.ndarray, "*batch L"]
+    gap: Float[Array | np.ndarray, "*batch L"]
+    vector_error: Float[Array | np.ndarray, "*batch L"]
+    coupling_error: Float[Array | np.ndarray, "*batch couplings"]
+    kappa_error: Float[Array | np.ndarray, "*batch couplings"]
+    rho_error: Float[Array | np.ndarray, "*batch couplings"]
+    lam_error: Float[Array | np.ndarray, "*batch couplings"]
+    sigma_error: Float[Array | np.ndarray, "*batch L"]
+    xi_error: Float[Array | np.ndarray, "*batch L"]
+    resolved: Bool[Array | np.ndarray, "*batch L"]
+    certified: Bool[Array | np.ndarray, "*batch L"]
+    U: Float[Array | np.ndarray, "*batch L D K"]
+    V: Float[Array | np.ndarray, "*batch L D K"]
+    sigma_top: Float[Array | np.ndarray, "*batch L K1"]
 
 
 @container
@@ -346,13 +346,13 @@ class Condition:
     1-based layer (or injection) at which the binding value is attained, 0 if there is none.
     """
 
-    value: Float[Array, "*batch"]
-    threshold: Float[Array, "*batch"]
-    margin: Float[Array, "*batch"]
-    error: Float[Array, "*batch"]
-    layer: Int[Array, "*batch"]
-    code: Int[Array, "*batch"]
-    reason_code: Int[Array, "*batch"]
+    value: Float[Array | np.ndarray, "*batch"]
+    threshold: Float[Array | np.ndarray, "*batch"]
+    margin: Float[Array | np.ndarray, "*batch"]
+    error: Float[Array | np.ndarray, "*batch"]
+    layer: Int[Array | np.ndarray, "*batch"]
+    code: Int[Array | np.ndarray, "*batch"]
+    reason_code: Int[Array | np.ndarray, "*batch"]
     parts: Mapping[str, "Condition"] = dataclasses.field(default_factory=dict)
 
     @property
@@ -374,12 +374,12 @@ class Claim:
     statements over many layers); `slack` and `tolerance` are in units of the statement's scale.
     """
 
-    log_left: Float[Array, "*batch"]
-    log_right: Float[Array, "*batch"]
-    slack: Float[Array, "*batch"]
-    tolerance: Float[Array, "*batch"]
-    code: Int[Array, "*batch"]
-    reason_code: Int[Array, "*batch"]
+    log_left: Float[Array | np.ndarray, "*batch"]
+    log_right: Float[Array | np.ndarray, "*batch"]
+    slack: Float[Array | np.ndarray, "*batch"]
+    tolerance: Float[Array | np.ndarray, "*batch"]
+    code: Int[Array | np.ndarray, "*batch"]
+    reason_code: Int[Array | np.ndarray, "*batch"]
 
     @property
     def verdict(self) -> Any:

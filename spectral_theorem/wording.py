@@ -95,16 +95,16 @@ def reason_in_words(entry: Mapping[str, Any], conditions: Mapping[str, Any]) -> 
     --------
     >>> entry = {"reason": "needs_condition", "needs": ["purity"]}
     >>> reason_in_words(entry, {"purity": {"verdict": "VIOLATED"}})
-    'it needs H4 purity, which is VIOLATED'
+    'it needs H4 purity (VIOLATED)'
     """
     reason = str(entry["reason"])
     if reason != "needs_condition":
         return REASONS[reason] if reason in REASONS else reason.replace("_", " ")
     if not entry["needs"]:
         return "it speaks of a certificate that this chain does not have"
-    missing = [(NAMES[name], conditions[name]["verdict"].replace("_", " ")) for name in entry["needs"]]
-    missing = [f"{name}, which is {verdict}" for name, verdict in missing if verdict != "HOLDS"]
-    return f"it needs {' and '.join(missing)}" if missing else REASONS[reason]
+    missing = {NAMES[name]: conditions[name]["verdict"].replace("_", " ") for name in entry["needs"]}
+    listed = ", ".join(f"{name} ({verdict})" for name, verdict in missing.items() if verdict != "HOLDS")
+    return f"it needs {listed}" if listed else REASONS[reason]
 
 
 def regime_in_words(chain: Mapping[str, Any]) -> list[str]:
@@ -117,16 +117,32 @@ def regime_in_words(chain: Mapping[str, Any]) -> list[str]:
     Returns
     -------
     list of str
-        Sentences, one paragraph each.
+        Paragraphs.
+
+    Examples
+    --------
+    >>> regime = {"certified": "INDETERMINATE", "naive": "DISPERSIVE", "dispersion_margin": -3.0, "cone_margin": 0.5}
+    >>> thresholds = {"dispersion_constant": 10.0, "dispersion_rate": 0.01}
+    >>> for line in regime_in_words({"regime": regime | {"lyapunov": [0.2]}, "thresholds": thresholds}):
+    ...     print(line)
+    Regime, certified: INDETERMINATE: neither certificate applies: decay misses by 3 nats.
+    The paper's reading of ρ alone: DISPERSIVE: every ρ is below 1, which it takes for decay.
+    The two differ: ρ follows the leading direction only. What leaves it can grow in the others, ...
+    Leading finite-time Lyapunov exponents, by QR: 0.2 nats per layer.
     """
     regime, thresholds = chain["regime"], chain["thresholds"]
     certified, naive = regime["certified"], regime["naive"]
     k0, delta = number(thresholds["dispersion_constant"]), number(thresholds["dispersion_rate"])
     spare, cone = regime["dispersion_margin"], regime["cone_margin"]
+    growing = certified == "DISPERSIVE" and regime["dispersion_rate"] is not None and regime["dispersion_rate"] <= 0
+    agree = f" The two agree{' in name only' * growing}." if certified == naive else ""
     if certified == "DISPERSIVE":
         meaning = f"every product W_L…W_(k+1) is at most {k0}·exp(-{delta}·(L-k)), with {number(spare)} nats to spare"
-        if (rate := regime["dispersion_rate"]) is not None and rate <= 0:
-            meaning += f". The bound itself grows by {number(-rate)} nats per layer: at this depth the {k0} covers it"
+        if growing:
+            meaning += (
+                f". That bound grows by {number(-regime['dispersion_rate'])} nats per layer: over so few layers the "
+                f"allowance of {k0} covers it, and nothing is said of decay"
+            )
     elif certified == "ATTRACTOR":
         contraction, growth = power(regime["log_contraction"]), power(regime["log_tracked_growth"])
         meaning = (
@@ -140,7 +156,7 @@ def regime_in_words(chain: Mapping[str, Any]) -> list[str]:
         meaning = f"neither certificate applies{': ' * bool(missed)}{', '.join(missed)}"
     lines = [
         f"Regime, certified: {certified}: {meaning}.",
-        f"The paper's reading of ρ alone: {naive}: {NAIVE[naive]}.{' The two agree.' * (certified == naive)}",
+        f"The paper's reading of ρ alone: {naive}: {NAIVE[naive]}.{agree}",
         *([f"The two differ: {DIFFERENCES[certified, naive]}."] if certified != naive else []),
     ]
     if exponents := [number(value) for value in regime["lyapunov"][:3]]:
@@ -171,6 +187,12 @@ def layer_caption(chain: Mapping[str, Any], *, marked: int) -> str:
     Parameters
     ----------
     chain : a verification as a mapping. marked : number of layers up to which markers are drawn.
+
+    Examples
+    --------
+    >>> layer = {"layer": 1, "resolved": True, "certified": False}
+    >>> layer_caption({"layers": [layer], "regime": {"injections": 0}}, marked=100)
+    'Layers count from 1. Dashed: ... Hollow: converged estimates, not certified.'
     """
     layers = chain["layers"]
     listed = lambda flag: [layer["layer"] for layer in layers if not layer[flag]]
