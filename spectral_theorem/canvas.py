@@ -104,7 +104,7 @@ def to_svg(figure: Figure, *, salt: str, label: str) -> str:
     text = text[text.index("<svg ") :].replace(INK, "currentColor")
     for pattern, replacement in (
         (r"(?s)<metadata>.*?</metadata>|<!--.*?-->", ""),
-        (r'<g id="[^"]*">', "<g>"),
+        (r'<g id="[^"]*"', "<g"),
         (r"font: (bold )?([0-9.]+)px [^;\"]*", lambda m: f"font-size: {m[2]}px" + "; font-weight: bold" * bool(m[1])),
         (r"\n\s*", "\n"),
     ):
@@ -203,7 +203,7 @@ def end_labels(ax: Axes, labels: Sequence[tuple[float, str, str, str]]) -> None:
         ax.text(1.024, place, words, transform=ax.transAxes, va="center")
 
 
-def layer_axis(ax: Axes, first: float, last: float, words: str) -> None:
+def layer_axis(ax: Axes, first: int, last: int, words: str) -> None:
     """Let the horizontal axis count layers, from `first` to `last`, and name it."""
     ax.set_xlim(first - 0.5, last + 0.5)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, min_n_ticks=1))

@@ -119,7 +119,7 @@ def bound_figure(chain: Mapping[str, Any]) -> Figure:
         ax.set_ylim(low, high)
         ax.set_ylabel("log₁₀ of norm over Σ S·‖G‖ (dimensionless)")
         ax.grid(axis="y", color=MUTED, alpha=0.25, lw=0.6)
-        layer_axis(ax, depth[0], depth[-1], "depth: number of layers of the chain that are kept")
+        layer_axis(ax, profile["depth"][0], profile["depth"][-1], "depth: number of layers of the chain that are kept")
         end_labels(ax, labels)
     return figure
 

@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from .audio import concatenate, load_audio
+from .chainfile import save_chain
 from .console import Outcome, aligned, exit_code, verdicts, verification_text, working
 from .linearization import OperatorChain, operators
 from .profile import depth_profile
 from .report import write_report
 from .runs import RunFolder, verification_rows
 from .storage import json_ready
-from .types import InputError, Thresholds, refuse
+from .types import InputError, LayerChain, Thresholds, refuse
 from .verification import Verification, verify
 from .whisper import Transcription, WhisperModel, load
 from .whisper.chain import TokenLayers, token_layers
@@ -30,6 +31,7 @@ from .whisper.decode import encode_audio, greedy, transcriptions
 from .whisper.injection import cross_factors, injection_gram_pairs
 
 Granularity = Literal["block", "sub-block"]
+KEPT_BYTES = 64e6  # a larger chain is not kept beside the record; measuring again gives it back
 PARTS = 3  # self-attention, cross-attention, MLP
 CROSS = 1
 SCOPE = (
@@ -47,7 +49,8 @@ class TokenMeasurement:
     transcription : the greedy transcript.
     step, position : generated token (from 0, end-of-text included) and its residual position.
     names : what each layer is.
-    verification : of the chain in an isometric context basis of `rank` directions.
+    chain : the layers in an isometric context basis of `rank` directions.
+    verification : of that chain.
     rank : number of context directions kept, of `context_size` = frames * D.
     gram_error : relative error of squared norms that the change of basis may have brought.
     row_check : largest relative difference between ||v_{k+1}^T G_k|| by the structured formula and by
@@ -59,6 +62,7 @@ class TokenMeasurement:
     step: int
     position: int
     names: tuple[str, ...]
+    chain: LayerChain
     verification: Verification
     rank: int
     context_size: int
@@ -167,6 +171,7 @@ def measure_token(
         step=step,
         position=position,
         names=tokens.names,
+        chain=short.chain,
         verification=found,
         rank=short.rank,
         context_size=chain.context_size,
@@ -252,7 +257,8 @@ def measure(
     for number, (name, source) in enumerate(clips.items(), 1):
         try:
             with working(f"measuring {name} ({number} of {len(clips)})"):
-                chain = measure_token(network, _samples(source), step=step, granularity=granularity).to_dict()
+                found = measure_token(network, _samples(source), step=step, granularity=granularity)
+                chain = found.to_dict()
         except InputError as problem:
             failed[name] = str(problem)
             continue
@@ -263,6 +269,9 @@ def measure(
             labels = {"clip": name, "component": "decoder", "granularity": granularity, "scope": "token"}
             labels |= {"context": "encoder_output", "step": step, "dtype": dtype}
             folder.write_table(verification_rows(chain, **labels), part=f"{number:04d}")
+            if sum(leaf.nbytes for leaf in jax.tree.leaves(found.chain)) <= KEPT_BYTES:
+                file = folder.path / f"{name.replace('/', '_')}.npz"
+                save_chain(file, found.chain, {"thresholds": chain["thresholds"]})
     if not chains:
         name, problem = next(iter(failed.items()))
         raise InputError(problem if len(failed) == 1 else f"{problem} ({name}; none of {len(failed)} clips was usable)")

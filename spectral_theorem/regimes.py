@@ -279,7 +279,7 @@ def _cone(s: Spine, triplets: Triplets, first: int) -> dict[str, Any]:
     xi = jnp.clip(s.xi + jnp.where(triplets.resolved[first:], triplets.xi_error[first:], 0.0), None, 1.0)
     kappa = jnp.sqrt((1 - misalignment) * (1 + misalignment))
     below = 1 - misalignment
-    chi = jnp.where(below > 0, jnp.sqrt((1 + misalignment) / jnp.where(below > 0, below, 1.0)), jnp.inf)
+    chi = jnp.where(below > 0, jnp.sqrt((1 + misalignment) / jnp.maximum(below, jnp.finfo(below.dtype).tiny)), jnp.inf)
     chi = jnp.concatenate([chi, jnp.ones((1,), chi.dtype)])  # chi_L = 1: nothing follows
     # orthogonal neighbours (chi infinite) break the cone even at xi = 0: nothing arrives
     blocked = jnp.isinf(chi[:-1]) | jnp.isinf(chi[1:])

@@ -61,10 +61,19 @@ def subtract(a: Scaled, b: Scaled) -> Scaled:
     return scaled(jax.tree.map(jnp.subtract, x, y), log)
 
 
+def _above_zero(x: Any) -> Any:
+    """Lift x to the least positive number, so that roots and logarithms of 0 have finite gradients.
+
+    Not `where(x == 0, 1, x)` beside a second `x == 0`: a compiler may evaluate x anew for each, round
+    it to 0 in one place only, and the 1 becomes the answer.
+    """
+    return jnp.maximum(x, jnp.finfo(x.dtype).tiny)
+
+
 def norm(x: Any, axis: Any = None) -> Any:
     """Return the Euclidean (Frobenius) norm over `axis`, with gradient 0 instead of NaN at 0."""
     square = jnp.sum(x * x, axis=axis)
-    return jnp.where(square == 0, 0.0, jnp.sqrt(jnp.where(square == 0, 1.0, square)))
+    return jnp.where(square == 0, 0.0, jnp.sqrt(_above_zero(square)))
 
 
 def log_norm(x: Scaled) -> Any:
@@ -74,7 +83,7 @@ def log_norm(x: Scaled) -> Any:
 
 def log_of(x: Any) -> Any:
     """Return log x for x >= 0 with log 0 = -inf and no NaN in the gradient there."""
-    return jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1.0)), jnp.where(x <= 0, -jnp.inf, jnp.nan))
+    return jnp.where(x > 0, jnp.log(_above_zero(x)), jnp.where(x <= 0, -jnp.inf, jnp.nan))
 
 
 def linear(x: Scaled) -> Any:

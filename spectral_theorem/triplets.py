@@ -74,9 +74,9 @@ def decompose(
     if callable(chain.propagators):
         matvec, rmatvec = chain.matvec, chain.rmatvec
     else:
-        w = chain.propagators
-        matvec = lambda x: jnp.einsum("lij,lj->li", w, x)
-        rmatvec = lambda y: jnp.einsum("li,lij->lj", y, w)
+        # pytrees of one function each, so that another chain of this shape compiles nothing anew
+        matvec = jax.tree_util.Partial(_matvec, chain.propagators)
+        rmatvec = jax.tree_util.Partial(_rmatvec, chain.propagators)
     found = leading_triplets(
         matvec,
         rmatvec,
@@ -98,6 +98,14 @@ def decompose(
         residual=jnp.where(found.converged, residual, jnp.inf),
         certified=jnp.zeros_like(found.converged),
     )
+
+
+def _matvec(w: Any, x: Any) -> Any:
+    return jnp.einsum("lij,lj->li", w, x)
+
+
+def _rmatvec(w: Any, y: Any) -> Any:
+    return jnp.einsum("li,lij->lj", y, w)
 
 
 @functools.partial(jax.jit, static_argnames="count")

@@ -192,7 +192,7 @@ def _checked_array(name: str, value: Any, rank: int, symbol: str) -> Any:
             "float32 arrays, or the 64-bit mode",
             "jax.config.update('jax_enable_x64', True)",
         )
-    if not bool(jnp.isfinite(value).all()):
+    if not np.isfinite(np.asarray(value)).all():  # on the host: inside a user's jit jnp would trace it
         refuse(f"{name} with non-finite entries", "finite numbers only", f"jnp.isfinite({name}).all()")
     return jnp.asarray(value)
 

@@ -83,6 +83,7 @@ def test_derivatives_by_the_state(step):
     assert worst(chain.rmatvec(rows), jnp.einsum("lij,lbi->lbj", dense, rows)) < 1e-13
 
 
+@pytest.mark.slow
 def test_derivatives_by_the_encoder_output(step, directions):
     tokens, chain = step
     moved = [Partial(along, layer, tokens.context, directions) for layer in tokens.layers]
@@ -102,6 +103,7 @@ def test_derivatives_by_the_encoder_output(step, directions):
     assert worst(projected.propagators.reshape(4, -1), chain.propagators().reshape(4, -1)) < 1e-13
 
 
+@pytest.mark.slow
 def test_krylov_triplets_of_real_blocks(clip):
     model, context, transcript = clip
     tokens = whisper.token_layers(model, context, transcript.sequence, transcript.position(1))
