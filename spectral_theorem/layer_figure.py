@@ -130,11 +130,14 @@ def _coupling_panels(chain: Mapping[str, Any], columns: Mapping[str, np.ndarray]
     between = between + 0.5
     asked = ((1 - thresholds["alignment"] / len(chain["layers"])), "H2 needs ≥ {:.4g}")
     ends, scale, title = (0.0, 1.05), "linear", "alignment |κ| of neighbouring layers"
-    aligned = kappa
-    if np.isfinite(kappa).any() and np.nanmin(kappa) > 0.9:
+    aligned, known = kappa, kappa[np.isfinite(kappa)]
+    if known.size and known.min() > 0.9:
         ends, scale, title = None, "nines", f"{title} (0.9, 0.99, 0.999 at equal distances)"
         # 1 - |kappa| from s: taken from |kappa| it would show rounding, and 0 has no place on the axis
         aligned = np.maximum(s**2 / (1 + kappa), 1e-17)
+    elif known.size and 0 < known.min() < 0.1:
+        least = min(known.min(), chance or 1.0)
+        ends, scale = (float(np.floor(np.log10(least))), 0.1), "log"
     rho_scale = _wide(rho, np.asarray([thresholds["gain"]]))
     return [
         Panel(

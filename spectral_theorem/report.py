@@ -316,5 +316,5 @@ def _provenance(run: RunRecord) -> list[tuple[str, str]]:
         ("commit", str(summary.get("commit") or "unknown: an installed copy")),
         ("schema", str(summary["schema"])),
         ("table", f"{run.table.num_rows} rows"),
-        ("numbers that JSON cannot hold", f"{len(summary.get('nulls', []))}, listed with reasons in summary.json"),
+        ("numbers that JSON cannot hold", f"{len(summary.get('nulls', []))}, listed in summary.json"),
     ]

@@ -306,15 +306,15 @@ def _judge(returned: Any, chain: LayerChain) -> _Judged:
         scale = np.ravel(parts[2]) if len(parts) == 3 else np.maximum(np.abs(left), np.abs(right))
         # Equal minus infinities are logarithms of zero; +inf on the left is an overflow, which certifies nothing.
         slack = np.where((left == right) & (left != np.inf), 0.0, right - left)
-        holds = slack >= -tolerance(chain, scale)
+        holds = slack >= -np.where(np.isinf(scale), 0.0, tolerance(chain, scale))
         margins = np.where(slack == 0, 0.0, slack / np.where(np.isfinite(scale) & (scale > 0), scale, 1.0))
         ratios = np.where((left > 0) & (right > 0), left / right, np.nan)
     worst = int(np.argmin(np.where(holds, np.inf, np.where(np.isnan(margins), -np.inf, margins))))
     ratio = math.nan if np.isnan(ratios).all() else float(np.nanmax(ratios))
     if holds.all():
         return _Judged(True, float(margins.min()), ratio, "")
-    at = f" at entry {np.unravel_index(worst, parts[0].shape)}" if left.size > 1 else ""
-    says = f"left {left[worst]:.6g} is not <= right {right[worst]:.6g}{at.replace('np.int64', '')}"
+    at = tuple(int(i) for i in np.unravel_index(worst, parts[0].shape))
+    says = f"left {left[worst]:.6g} is not <= right {right[worst]:.6g}{f' at entry {at}' if at else ''}"
     return _Judged(False, float(margins[worst]), ratio, says)
 
 

@@ -299,8 +299,8 @@ def test_an_infinite_value_is_said_and_drawn(page, chain):
 
 def test_words_of_a_record_are_not_read_as_formulas(page, chain):
     empty = dict.fromkeys(("value", "margin", "error"))
-    chain["conditions"]["purity"] |= empty | {"verdict": "NOT_APPLICABLE", "reason": "$\\frac{"}
-    assert "no value: $\\frac{" in words(page({"demo": chain}))
+    chain["conditions"]["purity"] |= empty | {"verdict": "NOT_APPLICABLE", "reason": "$\\frac{$"}
+    assert "no value: $\\frac{$" in words(page({"demo": chain}))
 
 
 def test_the_side_that_fails_is_hatched(chain):
@@ -448,13 +448,21 @@ def test_alignment_near_one_is_drawn_from_the_misalignment(chain):
     np.testing.assert_allclose(curve.get_ydata(), [6 + math.log10(2), 12 + math.log10(2), 17, 17])
 
 
-def test_poor_alignment_is_drawn_on_a_linear_axis(chain):
-    for layer, kappa in zip(chain["layers"], (0.05, 0.9, 0.4, 0.99), strict=False):
+@pytest.mark.parametrize(
+    ("kappas", "drawn", "ends"),
+    [
+        ((0.2, 0.9, 0.4, 0.99), (0.2, 0.9, 0.4, 0.99), (0.0, 1.05)),
+        ((0.0, 0.9, 0.4, 0.99), (0.0, 0.9, 0.4, 0.99), (0.0, 1.05)),
+        ((0.01, 0.1, 0.1, 1.0), (-2.0, -1.0, -1.0, 0.0), (-2.0, 0.1)),
+    ],
+)
+def test_poor_alignment_has_an_axis_that_shows_it(chain, kappas, drawn, ends):
+    for layer, kappa in zip(chain["layers"], kappas, strict=False):
         layer["kappa_abs"] = kappa
     ax = layer_figure(chain).axes[2]
     curve = max(ax.lines, key=lambda line: len(line.get_xdata()))
-    np.testing.assert_allclose(curve.get_ydata(), [0.05, 0.9, 0.4, 0.99])
-    assert ax.get_ylim() == (0.0, 1.05)
+    np.testing.assert_allclose(curve.get_ydata(), drawn, atol=1e-12)
+    assert ax.get_ylim() == ends
 
 
 def test_error_bars_are_drawn_or_said_to_be_too_small(chain):
