@@ -70,10 +70,9 @@ def _bound(left: str, right: str) -> Callable[[Evidence], Sides]:
 
     def sides(e: Evidence) -> Sides:
         look = lambda name: getattr(e.path if hasattr(e.path, name) else e.bounds, name)
-        # with one propagator, or one dimension, or nothing injected, the two sides are the same number
-        same = jnp.isneginf(e.path.log_scale) | (e.spine.length <= 1) | (e.chain.width == 1)
+        nothing = jnp.isneginf(e.path.log_scale)  # no injection: both sides are 0
         whole = e.triplets.U.shape[-1] == e.chain.width and "top_k" in left + right
-        return Sides(look(left), look(right), e.path.log_scale, equal=same | whole)
+        return Sides(look(left), look(right), e.path.log_scale, equal=nothing | whole)
 
     return sides
 
@@ -134,7 +133,7 @@ def _cone_angle(e: Evidence) -> Sides:
     zero = jnp.zeros_like(angle)
     # the direction of a product that shrank by S/growth is known only to that many units of rounding
     amplify = jnp.exp(log_gains(e.spine)[0] - e.log_cone_output) * (1 + _misfit(e))
-    return Sides(log_of(angle), log_of(e.regime.output_angle), zero, equal=e.chain.width == 1, amplify=amplify)
+    return Sides(log_of(angle), log_of(e.regime.output_angle), zero, amplify=amplify)
 
 
 def _dispersion(e: Evidence) -> Sides:
@@ -260,6 +259,8 @@ def evaluate(e: Evidence) -> ClaimTable:
     low, high = jnp.exp(left - unit), jnp.exp(right - unit)
     slack = jnp.where(jnp.isposinf(high) & jnp.isfinite(low), jnp.inf, high - low)
     allowance = e.allowance * amplify
+    # with one propagator on the spine, or in one dimension, the sides of every claim coincide or are far apart
+    equal = equal | (e.spine.length == 1 or e.chain.width == 1)
     code, reason = decide(slack, allowance, equal=equal | equality)
     # an equality beyond its allowance is violated on either side
     code = jnp.where(equality & (code == Verdict.HOLDS) & (slack > allowance), Verdict.VIOLATED, code)

@@ -283,6 +283,8 @@ def _run(verb: Verify | Demo | Measure) -> "Outcome":
         given = [f"--{name}" for name in PLANTED if options.pop(name) != getattr(Verify, name)]
         if given:
             raise BadUsage(f"got {verb.file} and {', '.join(given)}; expected one or the other; try verify {verb.file}")
+    if not isinstance(verb, Measure):
+        _prefer_quick_compilation()
     import jax
 
     # Before any array exists: arrays made earlier would keep the other precision.
@@ -300,6 +302,21 @@ def _run(verb: Verify | Demo | Measure) -> "Outcome":
     from . import measure
 
     return measure.measure(**options)
+
+
+def _prefer_quick_compilation() -> None:
+    """Ask XLA for cheap code where it is not told otherwise: one chain compiles for long and runs briefly.
+
+    Measured on L=64, D=64: compilation 21 -> 6 s of processor time, run 0.35 -> 0.37 s.
+    """
+    from importlib import metadata
+
+    flags = os.environ.get("XLA_FLAGS", "")
+    quick = {"--xla_backend_optimization_level": "0"}
+    if metadata.version("jaxlib").startswith("0.10."):  # XLA aborts on flags it does not know
+        quick["--xla_cpu_use_fusion_emitters"] = "false"
+    wanted = [f"{flag}={value}" for flag, value in quick.items() if flag not in flags]
+    os.environ["XLA_FLAGS"] = " ".join(filter(None, [flags, *wanted]))
 
 
 @contextlib.contextmanager

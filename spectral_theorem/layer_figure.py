@@ -83,7 +83,7 @@ def layer_figure(chain: Mapping[str, Any]) -> Figure:
         above = axes[0].get_xaxis_transform()
         for start, stop in ranges(layer["layer"] for layer in layers if not layer["resolved"]):
             for ax in axes:
-                ax.axvspan(start - 0.5, stop + 0.5, facecolor="none", edgecolor=MUTED, hatch="////", lw=0, zorder=0)
+                ax.axvspan(start - 0.5, stop + 0.5, facecolor="none", edgecolor=MUTED, hatch="////", lw=0.6, zorder=0)
             axes[0].annotate("?", ((start + stop) / 2, 0.8), xycoords=above, ha="center", weight="bold")
         layer_axis(axes[-1], 1, len(layers), "layer l (a coupling stands between the two layers it joins)")
     return figure

@@ -176,8 +176,8 @@ def _edge(rng: np.random.Generator, L: int, kind: str, dtype: Any) -> dict[str, 
     if kind == "nearly_aligned":
         return {"kappa": sign(L - 1), "misalignment": np.full(L - 1, 1e-9)}
     if kind == "extreme_gain":
-        # Products over all layers, and their squares, stay inside the range of dtype.
-        decades = 0.4 * math.log10(float(jnp.finfo(dtype).max)) / L
+        # The product over all layers, and its fourth power, stay inside the range of dtype.
+        decades = 0.2 * math.log10(float(jnp.finfo(dtype).max)) / L
         return {"sigma": 10.0 ** (sign(1) * rng.uniform(0.5, 1, L) * decades)}
     return {
         "plain": lambda: {},

@@ -59,9 +59,12 @@ def layer_chains(
 
     Examples
     --------
-    >>> from hypothesis import find, settings
-    >>> find(layer_chains(shapes=[(2, 3, 2)]), lambda chain: True, settings=settings(database=None)).width
-    3
+    >>> from hypothesis import given, settings
+    >>> @settings(max_examples=2, database=None)
+    ... @given(layer_chains(shapes=[(2, 3, 2)]))
+    ... def test(chain):
+    ...     assert chain.width == 3
+    >>> test()
     """
     if not shapes or not kinds:
         refuse("no shapes" if not shapes else "no kinds", "at least one", "layer_chains()")
@@ -105,9 +108,12 @@ def attractor_chains(
 
     Examples
     --------
-    >>> from hypothesis import find, settings
-    >>> find(attractor_chains(shapes=[(3, 3, 2)]), lambda chain: True, settings=settings(database=None)).depth
-    3
+    >>> from hypothesis import given, settings
+    >>> @settings(max_examples=2, database=None)
+    ... @given(attractor_chains(shapes=[(3, 3, 2)]))
+    ... def test(chain):
+    ...     assert chain.depth == 3
+    >>> test()
     """
     return layer_chains(shapes=_at_least(shapes, 3), kinds=ATTRACTOR_KINDS, initial=initial, dtype=dtype)
 
@@ -138,9 +144,12 @@ def dispersive_chains(
 
     Examples
     --------
-    >>> from hypothesis import find, settings
-    >>> find(dispersive_chains(shapes=[(2, 3, 2)]), lambda chain: True, settings=settings(database=None)).depth
-    2
+    >>> from hypothesis import given, settings
+    >>> @settings(max_examples=2, database=None)
+    ... @given(dispersive_chains(shapes=[(2, 3, 2)]))
+    ... def test(chain):
+    ...     assert chain.depth == 2
+    >>> test()
     """
     return layer_chains(shapes=_at_least(shapes, 2), kinds=DISPERSIVE_KINDS, initial=initial, dtype=dtype)
 

@@ -82,7 +82,7 @@ class Stack:
         else:
             self.sigma, self.xi, self.u, self.v = (dict(zip(layers, np.asarray(x), strict=True)) for x in basis)
         self.kappa = {l: float(self.v[l + 1] @ self.u[l]) for l in range(1, self.L)}
-        self.s = {l: norm(self.v[l + 1] - self.kappa[l] * self.u[l]) for l in range(1, self.L)}
+        self.s = {l: min(norm(self.v[l + 1] - self.kappa[l] * self.u[l]), 1.0) for l in range(1, self.L)}
 
     # what the sums run over: injections k, propagators met, couplings met
     @property
@@ -268,23 +268,25 @@ class Stack:
         """Return the certificate's numbers: margin, contraction, closed and tracked growth, angle, caught."""
         chi = {j: math.sqrt((1 + self.s[j]) / (1 - self.s[j])) if self.s[j] < 1 else math.inf for j in self.couplings}
         chi[self.L] = 1.0
-        factors = [self.xi[j + 1] * chi[j] * chi[j + 1] for j in self.couplings]
+        blocked = {j for j in self.couplings if math.inf in (chi[j], chi[j + 1])}
+        factors = [math.inf if j in blocked else self.xi[j + 1] * chi[j] * chi[j + 1] for j in self.couplings]
         tau, growth = 0.0, 1.0
         for j in self.couplings:
             kappa, s = math.sqrt((1 - self.s[j]) * (1 + self.s[j])), self.s[j]
-            theta = kappa - s * self.xi[j] * tau
+            theta = kappa - s * self.xi[j] * tau if tau < math.inf else 0.0  # once at a right angle, always
             tau, growth = ((s + kappa * self.xi[j] * tau) / theta, growth * theta) if theta > 0 else (math.inf, 0.0)
-        caught = []
+        caught = {}
         for k in self.sources:
             a, b = norm(self.row(k)), norm(self.G[k] - np.outer(self.v[k + 1], self.row(k)))
-            caught.append(norm(self.G[k]) > 0 and b * self.xi[k + 1] * chi[k + 1] <= a)
+            limit = 0.0 if self.xi[k + 1] == 0 else self.xi[k + 1] * chi[k + 1]
+            caught[k] = norm(self.G[k]) > 0 and limit < math.inf and b * limit <= a
         gain = self.gain(self.first)
         return {
             "margin": 1 - max(factors, default=0.0),
             "contraction": math.prod(factors),
             "closed": gain / math.prod(chi.values()),
             "tracked": gain * growth,
-            "angle": math.atan(self.xi[self.L] * tau),
+            "angle": math.atan(self.xi[self.L] * tau) if tau < math.inf else math.pi / 2,
             "caught": caught,
         }
 

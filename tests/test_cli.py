@@ -92,6 +92,21 @@ def test_errors_read_the_same_on_a_terminal_without_frames():
     )
 
 
+@pytest.mark.parametrize("own", [None, "--xla_backend_optimization_level=3", "--xla_cpu_enable_fast_math=false"])
+def test_flags_for_quick_compilation_yield_to_the_users(monkeypatch, own):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    if own:
+        monkeypatch.setenv("XLA_FLAGS", own)
+    cli._prefer_quick_compilation()
+    cli._prefer_quick_compilation()
+    flags = os.environ["XLA_FLAGS"].split()
+    assert len(flags) == len(set(flags))
+    assert [flag for flag in flags if flag.startswith("--xla_backend_optimization_level")] == [
+        own if own and "backend" in own else "--xla_backend_optimization_level=0"
+    ]
+    assert not own or own in flags
+
+
 @pytest.fixture
 def verb(monkeypatch):
     """Replace what a verb does by a function of the test's choice."""

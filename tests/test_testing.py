@@ -55,8 +55,7 @@ def test_recipes_are_possible_at_every_shape(kind):
                 ("sigma", "xi", "gamma", "coherence", "signs", "injection_norm"), (L,)
             ) | {"kappa": (L - 1,), "misalignment": (L - 1,), "bulk": (D - 1,)}
             assert np.isfinite(r["sigma"]).all() and (r["sigma"] > 0).all()
-            decades = np.log10(r["sigma"]).sum()
-            assert decades < 16 and (decades > -16 or kind in DISPERSIVE_KINDS)
+            assert kind in DISPERSIVE_KINDS or abs(np.log10(r["sigma"]).sum()) < 15
             assert (r["xi"] >= 0).all() and (r["xi"] <= 1).all() and (np.abs(r["coherence"]) <= 1).all()
             assert (r["gamma"] > 0).all() and (r["gamma"] <= 1).all() and (r["injection_norm"] >= 0).all()
             np.testing.assert_allclose(np.hypot(r["kappa"], r["misalignment"]), 1, rtol=1e-15)
@@ -74,7 +73,7 @@ def test_adversarial_kinds_are_what_they_are_called():
     assert (r["v_blind"]["gamma"] == 1e-9).all() and (r["silent"]["injection_norm"] == 0).any()
     assert len(set(r["sign_flips"]["signs"])) == 2
     gain = lambda dtype: np.log10(recipes.recipe("extreme_gain", shape=(16, 4, 5), seed=0, dtype=dtype)["sigma"]).sum()
-    assert abs(gain("float64")) > 60 and 7 < abs(gain("float32")) < 16
+    assert abs(gain("float64")) > 30 and 3 < abs(gain("float32")) < 8
     for name in ("sigma", "kappa", "xi", "gamma"):
         assert len(set(r["constant"][name])) == 1
 
@@ -123,7 +122,12 @@ def test_some_dispersive_chains_have_gains_above_one():
 
 
 def test_strategies_leave_out_shapes_too_short_and_refuse_nonsense():
-    draw = lambda strategy: hypothesis.find(strategy, lambda chain: True, settings=hypothesis.settings(database=None))
+    def draw(strategy):
+        drawn = []
+        once = hypothesis.settings(max_examples=1, database=None, deadline=None)
+        once(hypothesis.given(strategy)(lambda chain: drawn.append(chain)))()
+        return drawn[0]
+
     assert draw(testing.attractor_chains(shapes=FEW)).depth == 3
     assert draw(testing.dispersive_chains(shapes=FEW)).depth == 2
     assert draw(few(initial=True, dtype="float32")).initial.dtype == jnp.dtype("float32")
