@@ -337,7 +337,8 @@ def _log_growth(triplets: Triplets) -> tuple[Any, Any]:
     The angle's error is added to mu itself: |d mu / d phi| <= 1, and the matrix is not monotone in phi.
     """
     xi = triplets.xi
-    after = jnp.concatenate([xi[1:-1], xi[-1:] ** 2]) if xi.shape[0] > 1 else xi[:0]
+    # weight xi_j inside, xi_L^2 at the end; a concatenation here is miscompiled under jit(vmap) on CPU
+    after = xi[1:] * jnp.where(jnp.arange(1, xi.shape[0]) == xi.shape[0] - 1, xi[1:], 1.0)
     kappa, s, x = jnp.abs(triplets.kappa), triplets.misalignment, xi[:-1]
     sure = triplets.resolved[:-1] & triplets.resolved[1:]
     error = jnp.where(sure, triplets.coupling_error, 0.0)

@@ -143,10 +143,10 @@ def _imported(claim: str) -> Callable[[LayerChain], Any]:
 
 def _judged(claim: str, own: Callable[[LayerChain], Any], chain: LayerChain) -> tuple[bool, str]:
     """Evaluate a claim of the user's own, and put the result in words."""
-    from .testing import _judge
+    from .testing import judge
 
     try:
-        judged = _judge(own(chain), chain)
+        judged = judge(own(chain), chain)
     except Exception as problem:  # whatever a function of the user's raises
         refuse(
             f"--claim {claim}, which raised {type(problem).__name__}: {problem}",

@@ -222,7 +222,7 @@ def growing_despite_rho_below_one(
 
 
 def rotating(
-    layers: int = 64, sigma: float = 1.0, kappa: float = 0.5, xi: float = 0.9, *, dtype: Any = None
+    layers: int = 64, sigma: float = 1.1, kappa: float = 0.5, xi: float = 0.9, *, dtype: Any = None
 ) -> LayerChain:
     r"""Make the D=2 chain whose state turns for ever once the misalignment is too large.
 
@@ -365,8 +365,8 @@ COUNTEREXAMPLES = {
     ),
     "rotating": Counterexample(
         rotating,
-        "H2 is VIOLATED and the misalignment exceeds (1-xi)/(1+xi): no direction attracts, "
-        "the regime is INDETERMINATE.",
+        "rho = 0.55 and H2 is VIOLATED; the misalignment exceeds (1-xi)/(1+xi), so no direction attracts while the "
+        "state turns and grows by about 1.04 per layer: the regime is INDETERMINATE.",
     ),
     "aligned_but_impure": Counterexample(
         aligned_but_impure,

@@ -99,7 +99,7 @@ def chance_alignment(width: int) -> float:
 
     Examples
     --------
-    >>> round(chance_alignment(384), 4), chance_alignment(1)
+    >>> round(chance_alignment(384), 4), round(chance_alignment(1), 4)
     (0.0407, 1.0)
     """
     return math.exp(math.lgamma(width / 2) - math.lgamma((width + 1) / 2)) / math.sqrt(math.pi)

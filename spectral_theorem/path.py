@@ -172,19 +172,24 @@ def context_jacobian(chain: Any) -> Any:
 
 @jax.jit
 def _context_jacobian(chain: Any) -> Any:
-    return linear(scaled_context_jacobian(chain))
+    first, injections = _injections(chain)
+    start = injections[0] if first else chain.initial
+    step = lambda jacobian, layer: (layer[0] @ jacobian + layer[1], None)
+    return jax.lax.scan(step, start, (chain.propagators[first:], injections[first:]))[0]
+
+
+def _injections(chain: Any) -> tuple[int, Any]:
+    """Return the first spine layer and the injections, zeros where only `initial` is given."""
+    if not chain.context_size:
+        refuse("a chain without context", "injections or initial", "LayerChain(propagators, injections)")
+    if chain.injections is not None:
+        return first_layer(chain), chain.injections
+    return first_layer(chain), jnp.zeros((chain.depth, chain.width, chain.context_size), chain.dtype)
 
 
 def scaled_context_jacobian(chain: Any) -> Scaled:
     """Return J_L with its scale kept apart."""
-    if not chain.context_size:
-        refuse(
-            "a chain without context", "injections (L, D, C) or initial (D, C)", "LayerChain(propagators, injections)"
-        )
-    first = first_layer(chain)
-    injections = chain.injections
-    if injections is None:
-        injections = jnp.zeros((chain.depth, chain.width, chain.context_size), chain.dtype)
+    first, injections = _injections(chain)
     start = injections[0] if first else chain.initial
 
     def step(jacobian: Scaled, layer: Any) -> tuple[Scaled, None]:

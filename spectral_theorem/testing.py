@@ -249,7 +249,7 @@ def check_claim(
     @hypothesis.given(layer_chains() if chains is None else chains)
     def search(chain: LayerChain) -> None:
         try:
-            judged = _judge(fn(chain), chain)
+            judged = judge(fn(chain), chain)
         except (HypothesisException, _Malformed):
             raise
         except Exception as error:
@@ -295,7 +295,7 @@ class _Judged:
     says: str
 
 
-def _judge(returned: Any, chain: LayerChain) -> _Judged:
+def judge(returned: Any, chain: LayerChain) -> _Judged:
     """Compare what a claim returned, entry by entry, with its rounding allowance."""
     if not isinstance(returned, (tuple, list)):
         answer = np.asarray(returned)

@@ -167,7 +167,9 @@ def _bounds(f: Findings, s: oracle.Stack, b: Row, t: Row) -> None:
 
 def _conditions(f: Findings, s: oracle.Stack, c: Row, t: Row, thresholds: Thresholds) -> None:
     if not s.gammas():
-        about = [ROWS.index(name) for name in ("coherence", "projection", "sign_consistency", "directionality", "purity")]
+        about = [
+            ROWS.index(name) for name in ("coherence", "projection", "sign_consistency", "directionality", "purity")
+        ]
         f.true("no context", c.code[about] == Verdict.NOT_APPLICABLE)
         return
     numbers = s.conditions()

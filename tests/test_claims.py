@@ -33,7 +33,7 @@ ALWAYS = [name for name, spec in CLAIMS.items() if not spec.needs and spec.appli
 
 @functools.cache
 def outcome(shape, dtype):
-    """Return (codes of every claim (n, N), family of every chain), and fail with the worst chains if one is violated."""
+    """Return (codes of every claim (n, N), family of every chain); fail with the worst chains if one is violated."""
     count = (DOUBLE if dtype is np.float64 else SINGLE)[shape]
     chains, families = batches.block(20, count, shape, dtype)
     found = batches.verified(chains)
@@ -45,7 +45,10 @@ def test_no_claim_is_violated(shape, dtype):
     codes, slack, families = outcome(shape, dtype)
     chain, claim = np.nonzero(codes == Verdict.VIOLATED)
     names = tuple(CLAIMS)
-    seen = [f"{names[c]} on chain {i} ({families[i]}): {slack[i, c]:.3g} tolerances" for i, c in zip(chain, claim, strict=True)]
+    seen = [
+        f"{names[c]} on chain {i} ({families[i]}): {slack[i, c]:.3g} tolerances"
+        for i, c in zip(chain, claim, strict=True)
+    ]
     assert not seen, seen[:5]
 
 

@@ -84,7 +84,7 @@ def test_the_list_of_exceptions_is_not_stale():
 
 def test_mkdocs_names_every_page():
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("nav:")[1]
-    listed = re.findall(r"([\w/]+\.md)$", navigation, re.MULTILINE)
+    listed = re.findall(r"([\w/-]+\.md)$", navigation, re.MULTILINE)
     assert sorted(listed) == sorted(str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md"))
 
 
