@@ -37,7 +37,8 @@ def outcome(shape, dtype):
     count = (DOUBLE if dtype is np.float64 else SINGLE)[shape]
     chains, families = batches.block(20, count, shape, dtype)
     found = batches.verified(chains)
-    return found.claims.code, found.claims.slack / found.claims.tolerance, families
+    with np.errstate(invalid="ignore"):  # an infinite slack over an infinite tolerance says nothing
+        return found.claims.code, found.claims.slack / found.claims.tolerance, families
 
 
 @pytest.mark.parametrize(("shape", "dtype"), CASES, ids=lambda x: str(getattr(x, "__name__", x)))
