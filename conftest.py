@@ -9,8 +9,9 @@ from pathlib import Path
 
 # Read once, when SciPy and JAX load: unset, LAPACK is slow and erratic on few cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# With two worker threads, independent batched LAPACK calls in one program can wait for each other for ever.
-os.environ.setdefault("PJRT_NPROC", str(max(4, os.cpu_count() or 1)))
+# Batched LAPACK calls that run at once hold one worker thread each while they wait for others: have more threads
+# than `verify` has such calls, or it may wait for ever.
+os.environ.setdefault("PJRT_NPROC", str(max(16, os.cpu_count() or 1)))
 # A suite compiles much and runs little: this compiles four times as fast. An empty XLA_FLAGS tests what users run.
 os.environ.setdefault(
     "XLA_FLAGS",

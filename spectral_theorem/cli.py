@@ -177,8 +177,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # Read once, when NumPy loads: unset, LAPACK is slow and erratic on few cores.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # With two worker threads, independent batched LAPACK calls in one program can wait for each other for ever.
-    os.environ.setdefault("PJRT_NPROC", str(max(4, os.cpu_count() or 1)))
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments == ["--version"]:
         print(PROGRAM, __version__)
