@@ -37,7 +37,9 @@ def outcome(shape, dtype):
     count = (DOUBLE if dtype is np.float64 else SINGLE)[shape]
     chains, families = batches.block(20, count, shape, dtype)
     found = batches.verified(chains)
-    with np.errstate(invalid="ignore"):  # an infinite slack over an infinite tolerance says nothing
+    with np.errstate(
+        all="ignore"
+    ):  # infinite over infinite, and float32 overflow: only the worst finite ones are shown
         return found.claims.code, found.claims.slack / found.claims.tolerance, families
 
 
