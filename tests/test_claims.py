@@ -39,7 +39,7 @@ def outcome(shape, dtype):
     found = batches.verified(chains)
     with np.errstate(
         all="ignore"
-    ):  # infinite over infinite, and float32 overflow: only the worst finite ones are shown
+    ):  # inf over inf, float32 overflow: only for the message
         return found.claims.code, found.claims.slack / found.claims.tolerance, families
 
 
