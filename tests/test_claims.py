@@ -37,9 +37,7 @@ def outcome(shape, dtype):
     count = (DOUBLE if dtype is np.float64 else SINGLE)[shape]
     chains, families = batches.block(20, count, shape, dtype)
     found = batches.verified(chains)
-    with np.errstate(
-        all="ignore"
-    ):  # inf over inf, float32 overflow: only for the message
+    with np.errstate(all="ignore"):  # inf over inf, float32 overflow: only for the message
         return found.claims.code, found.claims.slack / found.claims.tolerance, families
 
 
