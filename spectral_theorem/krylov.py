@@ -116,6 +116,9 @@ def leading_triplets(
     Woźniakowski 1992), 1e-5 for D=384, k=40, :math:`\epsilon=0.04`. So ties and near-ties are found,
     though not with certainty; a certified value needs the dense route.
 
+    XLA takes subnormal numbers for zero: of an operator of norm below about 1e-290 (1e-22 in float32)
+    trailing digits are lost before this function sees them, and at 1e-308 (1e-38) all of it.
+
     References
     ----------
     docs/theory/rigour.md. J. Kuczyński, H. Woźniakowski, SIAM J. Matrix Anal. Appl. 13 (1992) 1094.

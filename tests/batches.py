@@ -4,6 +4,7 @@ A compilation of `verify` costs seconds per shape and element type, a chain cost
 suite shares one list of shapes, and smaller batches are filled up by repetition.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -76,3 +77,10 @@ def block(seed: int, n: int, shape: tuple[int, int, int, bool], dtype: Any = np.
     """Return (chains, families' names) of n chains of all families."""
     w, g, g0, names = makers.block(seed, n, *shape, families=families)
     return batch(w, g, g0, dtype), names
+
+
+@functools.cache
+def examined(shape: tuple[int, int, int, bool], seed: int = 1, n: int = 60) -> tuple[Any, Any, Any]:
+    """Return (chains, what `verify` finds, families): one small block per shape that many tests look at."""
+    chains, names = block(seed, n, shape)
+    return chains, verified(chains), names
