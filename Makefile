@@ -4,10 +4,14 @@
 #   make lint            style, imports, types
 #   make docs            build the documentation into site/
 #   make test PYTHON=python3.12 VENV=.venv312 ARGS="-k bounds"
+#   make test WORKERS=0  in one process
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+# Tests of one file share what they compile, so files, not tests, are what processes share out.
+WORKERS ?= auto
+PYTEST = $(VENV)/bin/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # Read once, when NumPy loads, which pytest's plugins do before any conftest runs.
 export OPENBLAS_NUM_THREADS ?= 1
@@ -20,7 +24,7 @@ demo: $(VENV)/.made-run
 	$(VENV)/bin/spectral-theorem demo --out run-demo $(ARGS)
 
 test: $(VENV)/.made-dev
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: $(VENV)/.made-dev
 	$(VENV)/bin/ruff check .
