@@ -5,11 +5,10 @@ import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, get_args
 
 from .types import refuse
 
-Normaliser = Literal["english", "basic", "digits", "none"]
+NORMALISERS = ("english", "basic", "digits", "none")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -54,7 +53,7 @@ class WordErrors:
         return WordErrors(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
 
 
-def normalise(text: str, how: Normaliser = "english") -> str:
+def normalise(text: str, how: str = "english") -> str:
     """Bring a transcript to the form in which words are compared.
 
     Parameters
@@ -90,8 +89,8 @@ def normalise(text: str, how: Normaliser = "english") -> str:
     >>> normalise("Zero one TWO."), normalise("0, 1, 2.", "digits")
     ('012', 'zero one two')
     """
-    if how not in get_args(Normaliser):
-        refuse(f"the normaliser {how!r}", f"one of {', '.join(get_args(Normaliser))}", "english")
+    if how not in NORMALISERS:
+        refuse(f"the normaliser {how!r}", f"one of {', '.join(NORMALISERS)}", "english")
     if how != "none":
         text = _whisper_normaliser("basic" if how == "digits" else how)(text)
     if how == "digits":
@@ -111,7 +110,7 @@ def _whisper_normaliser(how: str) -> Callable[[str], str]:
     return EnglishTextNormalizer() if how == "english" else BasicTextNormalizer()
 
 
-def word_errors(reference: str, hypothesis: str, *, how: Normaliser = "english") -> WordErrors:
+def word_errors(reference: str, hypothesis: str, *, how: str = "english") -> WordErrors:
     """Count the word errors of one clip.
 
     Parameters
@@ -147,7 +146,7 @@ def word_errors(reference: str, hypothesis: str, *, how: Normaliser = "english")
     return WordErrors(found.hits, found.substitutions, found.deletions, found.insertions)
 
 
-def corpus_errors(pairs: Iterable[tuple[str, str]], *, how: Normaliser = "english") -> WordErrors:
+def corpus_errors(pairs: Iterable[tuple[str, str]], *, how: str = "english") -> WordErrors:
     """Add up the word errors of many clips.
 
     Parameters
