@@ -5,9 +5,10 @@ Paths that a manifest names are confined to its folder, symbolic links included.
 
 import csv
 import dataclasses
+import functools
 import importlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
@@ -114,10 +115,10 @@ def read_manifest(folder: str | Path) -> Dataset:
     if file.stat().st_size > LARGEST_MANIFEST:
         refuse(f"{file} of {file.stat().st_size} bytes", f"at most {LARGEST_MANIFEST}", "several folders")
     clips: dict[str, Clip] = {}
-    root = folder.resolve()
+    resolve = functools.cache(Path.resolve)  # of the folders; there are few, and many files in each
     for line, row in _rows(file):
         clip = Clip(
-            _confined(folder, root, row["path"], f"{file}, line {line}"),
+            _confined(folder, folder, row["path"], f"{file}, line {line}", resolve),
             row["transcript"],
             row.get("speaker", ""),
             row.get("licence", ""),
@@ -151,15 +152,16 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
         refuse(f"{file}, which is no table ({problem})", "CSV in UTF-8", f"file {file}")
 
 
-def _confined(folder: Path, root: Path, path: str, where: str) -> Path:
-    """Return the file that a relative path names, if it is inside the folder after all links."""
+def _confined(root: Path, folder: Path, path: str, where: str, resolve: Callable[[Path], Path]) -> Path:
+    """Return the file that a path relative to a folder names, if after all links it is inside the root."""
     parts = PurePosixPath(path)
     below = f"{path!r} in {where}", "a path below its folder", "moving the recording there"
     if not path or "\0" in path or parts.is_absolute() or ".." in parts.parts:
         refuse(*below)
     file = folder / parts
     try:
-        if not file.resolve().is_relative_to(root):
+        real = file.resolve() if file.is_symlink() else resolve(file.parent) / file.name
+        if not real.is_relative_to(resolve(root)):
             refuse(*below)
         if not file.is_file():
             refuse(f"{path!r} in {where}, which is no file", "a recording", f"ls {file.parent}")
@@ -203,10 +205,10 @@ def read_librispeech(folder: str | Path) -> Dataset:
     """
     folder = Path(folder)
     clips: dict[str, Clip] = {}
-    root = folder.resolve()
+    resolve = functools.cache(Path.resolve)  # of the folders; there are few, and many files in each
     for file in sorted(folder.rglob("*.trans.txt")):
         try:
-            if not file.resolve().is_relative_to(root) or file.stat().st_size > LARGEST_MANIFEST:
+            if not file.resolve().is_relative_to(resolve(folder)) or file.stat().st_size > LARGEST_MANIFEST:
                 refuse(f"{file}, which is large or elsewhere", "a list of transcripts", f"ls -l {file}")
             lines = file.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError as problem:
@@ -218,7 +220,7 @@ def read_librispeech(folder: str | Path) -> Dataset:
                 refuse(f"{name[:40]!r} in {where}", "SPEAKER-CHAPTER-NUMBER and a transcript", f"head {file}")
             if name in clips:
                 refuse(f"{name} again in {where}", "every utterance once", f"removing line {number}")
-            path = _confined(file.parent, root, f"{name}.flac", where)
+            path = _confined(folder, file.parent, f"{name}.flac", where, resolve)
             clips[name] = Clip(path, transcript.strip(), name.split("-")[0], LIBRISPEECH_LICENCE, name)
     if not clips:
         refuse(f"{folder} without *.trans.txt", "LibriSpeech's layout", f"ls {folder}")
