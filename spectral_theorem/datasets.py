@@ -32,7 +32,8 @@ def find(source: str | Path) -> Dataset:
     ----------
     source : a folder that holds a manifest.csv or LibriSpeech's layout; or a folder or sound file
         that a manifest.csv in a folder above it lists (the nearest of four), of which these clips are
-        taken; or a sound file that no manifest lists, about which nothing is known.
+        taken; or a sound file that no manifest lists, about which nothing is known; or
+        "hub:NAME@SPLIT" or "hub:NAME:CONFIG@SPLIT", for `read_hub`.
 
     Returns
     -------
@@ -54,6 +55,8 @@ def find(source: str | Path) -> Dataset:
     ('hello', 'eve')
     """
     path = Path(source)
+    if named := re.fullmatch(r"hub:(?P<name>[^:@]+)(:(?P<config>[^:@]+))?@(?P<split>[^@]+)", str(source)):
+        return read_hub(**{part: given for part, given in named.groupdict().items() if given})
     if not path.exists():
         refuse(f"{source}, which does not exist", "a sound file, or a folder of recordings", f"ls {path.parent}")
     if path.is_dir():
@@ -265,8 +268,9 @@ def read_hub(
         if audio in columns:
             table = table.cast_column(audio, library.Audio(decode=False))
     except Exception as problem:  # the library raises its own, the network's and the parsers' errors
-        said = " ".join(str(problem).split())[:200]
-        refuse(f"the hub data set {name} ({type(problem).__name__}: {said})", "one that loads", "another name or split")
+        reason = problem.__cause__ or problem  # the library wraps what went wrong in words that say nothing
+        said = " ".join(str(reason).split())[:200]
+        refuse(f"the hub data set {name} ({type(reason).__name__}: {said})", "one that loads", "another name or split")
     for column in filter(None, (audio, text, speaker)):
         if column not in columns:
             _refuse_column(name, column, columns)

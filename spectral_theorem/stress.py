@@ -39,6 +39,7 @@ __all__ = [
     "Recording",
     "Silence",
     "Stretch",
+    "apply",
     "babble",
     "kept",
     "non_speech",
@@ -46,7 +47,6 @@ __all__ = [
     "pick_talkers",
     "silence",
     "speech_level",
-    "stress",
     "time_stretch",
     "white_noise",
 ]
@@ -300,7 +300,7 @@ def pick_talkers(
     return [pick(sorted(by_speaker[person], key=lambda recording: recording.name)) for person in people]
 
 
-def stress(
+def apply(
     key: Key,
     samples: Samples,
     *,
@@ -342,7 +342,7 @@ def stress(
     Examples
     --------
     >>> clip = 0.1 * np.sin(np.arange(1600.0))
-    >>> stress(0, clip, recipe=parse("stretch=2+noise=5"))[0].size
+    >>> apply(0, clip, recipe=parse("stretch=2+noise=5"))[0].size
     3200
     """
     signal, level, used = np.asarray(samples), None, []

@@ -17,7 +17,7 @@ from .console import Outcome, aligned, working
 from .datasets import MANIFEST, find
 from .distortions import speech_level
 from .storage import json_ready, write_atomically
-from .stress import Recipe, parse, stress
+from .stress import Recipe, apply, parse
 from .types import InputError, refuse
 
 COLUMNS: tuple[str, ...] = (
@@ -91,7 +91,7 @@ def run(
         for number, (clip, file) in enumerate(zip(clips, files, strict=True), 1):
             try:
                 with working(f"stressing {clip.name} ({number} of {len(clips)})"):
-                    samples, used = stress(
+                    samples, used = apply(
                         seed,
                         clip.load(),
                         recipe=recipe,

@@ -19,6 +19,7 @@ from spectral_theorem.stress import (
     Recipe,
     Silence,
     Stretch,
+    apply,
     babble,
     kept,
     non_speech,
@@ -26,7 +27,6 @@ from spectral_theorem.stress import (
     pick_talkers,
     silence,
     speech_level,
-    stress,
     time_stretch,
     white_noise,
 )
@@ -293,7 +293,7 @@ def test_keys_give_independent_noise():
 
 def test_a_stage_is_the_same_whatever_stands_beside_it():
     clip = words(7)
-    run = lambda text: stress(0, clip, recipe=parse(text), name="c", talkers=PEOPLE, non_speech=SOUNDS)[0].astype(float)
+    run = lambda text: apply(0, clip, recipe=parse(text), name="c", talkers=PEOPLE, non_speech=SOUNDS)[0].astype(float)
     noise = run("noise=0") - clip
     talk = run("babble=3@0") - clip
     assert np.allclose(run("babble=3@0+noise=0"), clip + talk + noise, atol=1e-6)
@@ -304,7 +304,7 @@ def test_a_stage_is_the_same_whatever_stands_beside_it():
 
 def test_clips_of_other_names_get_other_noise():
     clip = words(7)
-    run = lambda name: stress(0, clip, recipe=parse("noise=0"), name=name)[0] - clip
+    run = lambda name: apply(0, clip, recipe=parse("noise=0"), name=name)[0] - clip
     assert np.array_equal(run("a"), run("a"))
     assert correlation(run("a"), run("b")) < 0.05
 
@@ -331,7 +331,7 @@ def test_too_few_talkers_are_refused():
     with pytest.raises(InputError, match="0 speakers other than the unknown one"):
         pick_talkers(0, SOUNDS, count=1)
     with pytest.raises(InputError, match="no recordings of other sounds"):
-        stress(0, words(0), recipe=parse("nonspeech"))
+        apply(0, words(0), recipe=parse("nonspeech"))
 
 
 # ---- recipes
@@ -401,11 +401,11 @@ def test_recipes_that_are_none(text, words_):
 
 def test_hell_is_stretch_then_babble_then_noise_relative_to_the_stretched_speech():
     clip = words(8)
-    out, used = stress(5, clip, name="x", speaker="a", talkers=PEOPLE)
+    out, used = apply(5, clip, name="x", speaker="a", talkers=PEOPLE)
     slow = time_stretch(clip, factor=3.5)
     assert HELL == parse("hell") and out.size == slow.size
     assert len({voice.speaker for voice in used} - {"a"}) == 6
-    run = lambda text: stress(5, clip, recipe=parse(text), name="x", speaker="a", talkers=PEOPLE)[0].astype(float)
+    run = lambda text: apply(5, clip, recipe=parse(text), name="x", speaker="a", talkers=PEOPLE)[0].astype(float)
     talk, noise = run("stretch=3.5+babble=6@0") - slow, run("stretch=3.5+noise=0") - slow
     assert np.allclose(out, slow + talk + noise, atol=1e-6)
     assert speech_level(talk) == pytest.approx(speech_level(slow), rel=1e-5)
@@ -414,7 +414,7 @@ def test_hell_is_stretch_then_babble_then_noise_relative_to_the_stretched_speech
 
 def test_noise_alone_has_the_level_of_the_speech_it_replaced():
     clip = words(9)
-    assert rms(stress(0, clip, recipe=parse("silence+noise=0"))[0]) == pytest.approx(speech_level(clip), rel=1e-5)
+    assert rms(apply(0, clip, recipe=parse("silence+noise=0"))[0]) == pytest.approx(speech_level(clip), rel=1e-5)
 
 
 def test_what_a_recipe_says_of_itself():
@@ -426,7 +426,7 @@ def test_what_a_recipe_says_of_itself():
 
 def test_a_clean_recipe_changes_nothing():
     clip = words(0).astype(np.float32)
-    assert np.array_equal(stress(0, clip, recipe=Recipe())[0], clip)
+    assert np.array_equal(apply(0, clip, recipe=Recipe())[0], clip)
 
 
 def test_clips_are_kept_when_more_than_half_of_the_words_are_wrong():

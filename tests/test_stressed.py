@@ -9,7 +9,7 @@ import soundfile
 
 from spectral_theorem import cli, stressed
 from spectral_theorem.datasets import read_manifest
-from spectral_theorem.stress import parse, speech_level, stress
+from spectral_theorem.stress import apply, parse, speech_level
 
 
 def speech(path, seed, seconds=0.5):
@@ -70,7 +70,7 @@ def test_the_manifest_says_what_was_done(corpus):
 def test_the_files_hold_what_the_library_makes(corpus):
     run(corpus, corpus / "data/a/0.wav", "--spec", "noise=-10", "--seed", 4, "--out", corpus / "out")
     (clip,) = read_manifest(corpus / "data").where(speakers="a")
-    expected, _ = stress(4, clip.load(), recipe=parse("noise=-10"), name=clip.name)
+    expected, _ = apply(4, clip.load(), recipe=parse("noise=-10"), name=clip.name)
     assert np.array_equal(read_manifest(corpus / "out")[0].load(), expected)
     assert np.abs(expected).max() > 1  # louder than full scale, and not clipped
 
