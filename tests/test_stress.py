@@ -206,15 +206,15 @@ def test_absurd_decibels_are_refused(value):
 
 
 @pytest.mark.parametrize("direction", ["slower", "faster"])
-@pytest.mark.parametrize("factor", [1.0, 1.01, 1.9, 2.0, 3.5, 7.3])
-@pytest.mark.parametrize("frequency", [150.0, 1000.0, 5000.0])
+@pytest.mark.parametrize("factor", [1.0, 1.9, 2.0, 3.5, 7.3])
+@pytest.mark.parametrize("frequency", [150.0, 5000.0])
 def test_a_stretched_sine_keeps_pitch_and_level(frequency, factor, direction):
-    stretched = time_stretch(tone(frequency, 3.0), factor=factor, direction=direction)
+    stretched = time_stretch(tone(frequency, 2.0), factor=factor, direction=direction)
     ratio = factor if direction == "slower" else 1 / factor
-    assert stretched.size == round(48_000 * ratio)
+    assert stretched.size == round(32_000 * ratio)
     middle = stretched[stretched.size // 4 : 3 * stretched.size // 4]
-    spectrum = np.abs(np.fft.rfft(middle * np.hanning(middle.size), 1 << 19))
-    assert spectrum.argmax() * SAMPLE_RATE / (1 << 19) == pytest.approx(frequency, rel=0.01)
+    spectrum = np.abs(np.fft.rfft(middle * np.hanning(middle.size), 1 << 18))
+    assert spectrum.argmax() * SAMPLE_RATE / (1 << 18) == pytest.approx(frequency, rel=0.01)
     assert rms(middle) == pytest.approx(0.3 / math.sqrt(2), rel=0.01)
 
 
