@@ -41,10 +41,10 @@ _HOME = {
     "verify": "verification",
     "verify_many": "verification",
 }
-_MODULES = ("ensembles", "testing", "whisper")
+_MODULES = ("audio", "datasets", "ensembles", "scoring", "stress", "testing", "whisper")
 
 if TYPE_CHECKING:
-    from . import ensembles, testing, whisper
+    from . import audio, datasets, ensembles, scoring, stress, testing, whisper
     from .bounds import residual_bounds
     from .coherence import coherence_direction
     from .conditions import check_conditions
