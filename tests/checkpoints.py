@@ -64,7 +64,12 @@ OPENAI_SIZES = {
     "n_text_head": 4,
     "n_text_layer": 2,
 }
-STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage", "float64": "DoubleStorage"}
+STORAGES = {
+    "float32": "FloatStorage",
+    "float16": "HalfStorage",
+    "bfloat16": "BFloat16Storage",
+    "float64": "DoubleStorage",
+}
 
 
 def tokenizer_json(special=SPECIAL):
@@ -79,9 +84,7 @@ def tokenizer_json(special=SPECIAL):
 def by_path(dims=DIMS, dtype=np.float32):
     """Random weights in this project's own layout: kernels (in, out)."""
     draw = np.random.default_rng(0)
-    return {
-        path: draw.standard_normal(leaf.shape).astype(dtype) for path, leaf in parameter_shapes(dims).items()
-    }
+    return {path: draw.standard_normal(leaf.shape).astype(dtype) for path, leaf in parameter_shapes(dims).items()}
 
 
 def turned(named, arrays):
@@ -178,7 +181,11 @@ def archive(pickle, storages, compression=zipfile.ZIP_STORED, order=b"little"):
     """A zip archive as torch.save writes it."""
     raw = io.BytesIO()
     with zipfile.ZipFile(raw, "w", compression) as file:
-        for name, content in (("data.pkl", pickle), ("byteorder", order), *((f"data/{k}", v) for k, v in storages.items())):
+        for name, content in (
+            ("data.pkl", pickle),
+            ("byteorder", order),
+            *((f"data/{k}", v) for k, v in storages.items()),
+        ):
             file.writestr(zipfile.ZipInfo(f"archive/{name}"), content, compress_type=compression)
     return raw.getvalue()
 

@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkpoints import CONFIG, DIMS, GENERATION, SPECIAL, tokenizer_json, weights, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
-
-from checkpoints import CONFIG, DIMS, GENERATION, SPECIAL, tokenizer_json, weights, write
 
 from spectral_theorem import whisper
 from spectral_theorem.types import InputError

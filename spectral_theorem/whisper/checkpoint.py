@@ -101,9 +101,7 @@ def load(
     )
 
 
-def _generation(
-    checkpoint: Checkpoint, tokenizer: Tokenizer | None, language: str | None, task: str
-) -> Generation:
+def _generation(checkpoint: Checkpoint, tokenizer: Tokenizer | None, language: str | None, task: str) -> Generation:
     """Read how to decode from what lies beside the weights, else from the names of control tokens."""
     dims = checkpoint.dims
     names = tokenizer or ControlTokens(published_special(dims.vocabulary))

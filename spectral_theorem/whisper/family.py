@@ -68,9 +68,7 @@ def parameter_count(dims: Dims) -> int:
     return convolutions + encoder + decoder + tables + 2 * norm
 
 
-def _published(
-    name: str, width: int, heads: int, encoder: int, decoder: int, mels: int, languages: int
-) -> Published:
+def _published(name: str, width: int, heads: int, encoder: int, decoder: int, mels: int, languages: int) -> Published:
     dims = Dims(
         width=width,
         mels=mels,

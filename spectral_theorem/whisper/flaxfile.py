@@ -160,4 +160,3 @@ class _Frame:
             self.bad(f"{count} bytes announced and {self.size - offset} left")
         self.file.seek(count, 1)
         self.tensors[name] = Stored(self.path, offset, _DTYPES[dtype], shape)
-

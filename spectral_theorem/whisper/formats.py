@@ -61,9 +61,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         config = read_json(path / "config.json")
         weights = weights_of(path)
         if weights is None:
-            refuse(
-                f"{path} without {SAFETENSORS_FILE}", f"{SAFETENSORS_FILE} or {FLAX_FILE}", "a folder with weights"
-            )
+            refuse(f"{path} without {SAFETENSORS_FILE}", f"{SAFETENSORS_FILE} or {FLAX_FILE}", "a folder with weights")
         return _described(path, weights, config)
     if not path.is_file():
         refuse(
@@ -139,4 +137,3 @@ def reader(
         return array.T if layout.reverses and place[-1] == "kernel" else array
 
     return read
-

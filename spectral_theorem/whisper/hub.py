@@ -10,13 +10,15 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..types import refuse
+from ..types import InputError, refuse
 from .formats import FLAX_FILE, INDEX, SAFETENSORS_FILE, weights_of
+from .tensors import read_json
 
 _NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}(@[\w./-]{1,96})?")
 _BESIDE = ("config.json", "generation_config.json", "tokenizer.json", "preprocessor_config.json")
 _SHARD = re.compile(r"(flax_)?model-\d+-of-\d+\.(safetensors|msgpack)")
 _LONGEST_REASON = 100
+_PATIENCE = 10.0  # seconds until a Hub that does not answer counts as no network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,7 @@ def fetch(name: str) -> Path:
         folder = Path(get(local_files_only=True))
     except Exception:  # which one says "not here" differs between versions of the package
         folder = None
-    if folder and (folder / "config.json").exists() and weights_of(folder):
+    if folder and _complete(folder) and ((folder / "tokenizer.json").exists() or offline()):
         return folder
     if offline():
         refuse(
@@ -88,8 +90,8 @@ def fetch(name: str) -> Path:
             "unsetting HF_HUB_OFFLINE once, or the path of a folder",
         )
     try:
-        files = [file.rfilename for file in hub.HfApi().model_info(repository, revision=revision or None).siblings]
-        wanted = wanted_files(files)
+        listing = hub.HfApi().model_info(repository, revision=revision or None, timeout=_PATIENCE)
+        wanted = wanted_files([file.rfilename for file in listing.siblings or ()])
     except Exception as error:  # the HTTP library whose exceptions surface here differs between versions
         _explain(name, error)
     if not wanted:
@@ -98,6 +100,20 @@ def fetch(name: str) -> Path:
         return Path(get(allow_patterns=wanted))
     except Exception as error:  # as above
         _explain(name, error)
+
+
+def _complete(folder: Path) -> bool:
+    """Say whether config and weights, every shard of them, lie in a snapshot; a download may have been cut."""
+    weights = weights_of(folder)
+    if weights is None or not (folder / "config.json").exists():
+        return False
+    if not weights.name.endswith(INDEX):
+        return True
+    try:
+        shards = read_json(weights).get("weight_map")
+    except InputError:
+        return False
+    return isinstance(shards, dict) and all((folder / str(name)).exists() for name in shards.values())
 
 
 def offline() -> bool:
@@ -126,26 +142,38 @@ def wanted_files(files: list[str]) -> list[str]:
 
 
 def cached() -> list[Cached]:
-    """List the models in the local cache that have a config and weights `load` can read.
+    """List the Whisper models in the local cache that have a config and weights `load` can read.
 
     Returns
     -------
     list of Cached
-        Sorted by name; empty when there is no cache or `huggingface-hub` is not installed.
+        Sorted by name; empty where there is no cache.
+
+    Raises
+    ------
+    InputError
+        If `huggingface-hub` is not installed.
     """
+    hub = _package()
     try:
-        hub = __import__("huggingface_hub")
         repositories = hub.scan_cache_dir().repos
-    except Exception:  # no package, no cache, or one that its own scanner cannot read: nothing is cached
+    except hub.CacheNotFound:
         return []
     found = [
         Cached(repository.repo_id, revision.commit_hash, Path(revision.snapshot_path), revision.size_on_disk)
         for repository in repositories
         if repository.repo_type == "model"
         for revision in repository.revisions
-        if weights_of(Path(revision.snapshot_path)) and (Path(revision.snapshot_path) / "config.json").exists()
+        if weights_of(Path(revision.snapshot_path)) and _says_whisper(Path(revision.snapshot_path) / "config.json")
     ]
     return sorted(found, key=lambda entry: (entry.name, entry.commit))
+
+
+def _says_whisper(config: Path) -> bool:
+    try:
+        return read_json(config).get("model_type") == "whisper"
+    except InputError:
+        return False
 
 
 def _package() -> Any:

@@ -150,7 +150,7 @@ def _weights(model: WhisperModel, dtype: Any) -> Callable[[BinaryIO], None]:
     return write
 
 
-def _bytes(parameters: Any, path: ParameterPath, dtype: Any) -> memoryview:
+def _bytes(parameters: Any, path: ParameterPath, dtype: Any) -> bytes:
     """Return the bytes of one parameter as the file holds them."""
     for key in path:
         parameters = parameters[key]
@@ -158,5 +158,4 @@ def _bytes(parameters: Any, path: ParameterPath, dtype: Any) -> memoryview:
         array = np.asarray(parameters).astype(dtype)
     if not np.isfinite(array).all():
         refuse(f"{HUGGING_FACE.name(path)} with values beyond {dtype}", "weights that fit the dtype", "dtype='float32'")
-    array = np.ascontiguousarray(array.T if path[-1] == "kernel" else array)
-    return memoryview(array.view(np.uint8).reshape(-1))
+    return (array.T if path[-1] == "kernel" else array).tobytes()

@@ -56,7 +56,7 @@ class _Storage(NamedTuple):
 
     dtype: np.dtype
     key: str
-    count: int
+    size: int
 
 
 class _Tensor(NamedTuple):
@@ -112,14 +112,15 @@ def read_torch(path: Path) -> tuple[Dims, dict[str, Stored]]:
         raise
     except (ValueError, KeyError, IndexError, TypeError) as error:
         bad(f"{path} whose pickle is damaged ({type(error).__name__})")
-    parts = [value.get(key) if isinstance(value, dict) else None for key in ("dims", "model_state_dict")]
-    if not all(isinstance(part, dict) for part in parts):
+    entries = value if isinstance(value, dict) else {}
+    sizes, state = entries.get("dims"), entries.get("model_state_dict")
+    if not isinstance(sizes, dict) or not isinstance(state, dict):
         refuse(f"{path} without dims and model_state_dict", "an OpenAI checkpoint", "a .pt that openai-whisper loads")
-    tensors = {name: _placed(path, root, name, tensor, members) for name, tensor in parts[1].items()}
+    tensors = {name: _placed(path, root, name, tensor, members) for name, tensor in state.items()}
     total = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors.values())
     if total > path.stat().st_size:
         bad(f"{path} whose tensors are larger than the file")
-    return _dims(path, parts[0]), tensors
+    return _dims(path, sizes), tensors
 
 
 def _members(path: Path, bad: Callable[[str], NoReturn]) -> dict[str, tuple[int, int]]:
@@ -215,7 +216,9 @@ def _run(program: bytes, path: Path) -> Any:
                 return stack.pop()
             case _:
                 refuse(
-                    f"{path} whose pickle uses {code.name}", "dicts of tensors, nothing else", "the publisher's own file"
+                    f"{path} whose pickle uses {code.name}",
+                    "dicts of tensors, nothing else",
+                    "the publisher's own file",
                 )
     raise ValueError
 
