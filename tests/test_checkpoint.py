@@ -1,5 +1,6 @@
 """Checkpoints: what is read, and everything that is refused before it is believed."""
 
+import dataclasses
 import json
 import struct
 
@@ -14,6 +15,7 @@ from safetensors.numpy import save_file
 
 from spectral_theorem import whisper
 from spectral_theorem.types import InputError
+from spectral_theorem.whisper.checkpoint import parameter_shapes
 from spectral_theorem.whisper.generation import read_generation
 from spectral_theorem.whisper.tensors import read_header
 
@@ -75,6 +77,16 @@ def test_names_without_prefix_and_an_explicit_tied_output(tmp_path):
     assert whisper.load(write(tmp_path, tensors)).dims == DIMS
     tensors["proj_out.weight"][0, 0] += 1
     assert "proj_out" in refusal(write(tmp_path, tensors))
+
+
+def test_shapes_of_one_block_stand_for_all(tmp_path):
+    model = whisper.load(write(tmp_path))
+    flat = jax.tree_util.tree_leaves_with_path(model.parameters)
+    found = {tuple(level.key for level in path): leaf.shape for path, leaf in flat}
+    assert {path: leaf.shape for path, leaf in parameter_shapes(DIMS).items()} == found
+    deep = parameter_shapes(dataclasses.replace(DIMS, encoder_layers=512, decoder_layers=512))
+    assert len(deep) == len(found) + 511 * 15 + 510 * 24
+    assert list(deep)[:15] == list(found)[:15]
 
 
 def test_random_models_are_reproducible_and_labelled():

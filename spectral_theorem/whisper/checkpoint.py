@@ -5,6 +5,7 @@ format has to deliver is one mapping from parameter paths (`decoder/layers/0/fc1
 arrays (`formats`); `build` turns it into a model.
 """
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -146,7 +147,23 @@ def parameter_shapes(dims: Dims) -> dict[ParameterPath, jax.ShapeDtypeStruct]:
     >>> parameter_shapes(dims)["encoder", "conv1", "kernel"].shape
     (3, 3, 4)
     """
-    return dict(_leaves(WhisperModel(dims, dtype=jnp.float32, generation=Generation((0,), 0)).parameters))
+    # All blocks of a stack are alike: one of each is made, so that a file that claims hundreds costs nothing.
+    one = dataclasses.replace(dims, encoder_layers=1, decoder_layers=1)
+    shapes: dict[ParameterPath, jax.ShapeDtypeStruct] = {}
+    blocks: dict[ParameterPath, jax.ShapeDtypeStruct] = {}
+    last = Generation((0,), 0)
+    for path, leaf in [*_leaves(WhisperModel(one, dtype=jnp.float32, generation=last).parameters), ((), None)]:
+        if "layers" in path:
+            blocks[path] = leaf
+            continue
+        if blocks:
+            side = str(next(iter(blocks))[0])
+            count = getattr(dims, f"{side}_layers")
+            shapes |= {(side, "layers", i, *at[3:]): block for i in range(count) for at, block in blocks.items()}
+            blocks = {}
+        if path:
+            shapes[path] = leaf
+    return shapes
 
 
 def _leaves(tree: Mapping[Any, Any], prefix: ParameterPath = ()) -> Iterator[tuple[ParameterPath, Any]]:

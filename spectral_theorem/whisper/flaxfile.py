@@ -69,8 +69,8 @@ def read_flax(path: Path) -> dict[str, Stored]:
     with opened(path) as file:
         frame = _Frame(path, file, path.stat().st_size)
         frame.tree("", 0)
-        if file.tell() != frame.size:
-            frame.bad(f"{frame.size - file.tell()} bytes after its end")
+        if frame.left:
+            frame.bad(f"{frame.left} bytes after its end")
     return frame.tensors
 
 
@@ -81,6 +81,7 @@ class _Frame:
         self.path = path
         self.file = file
         self.size = size
+        self.left = size
         self.entries = 0
         self.tensors: dict[str, Stored] = {}
 
@@ -88,9 +89,13 @@ class _Frame:
         refuse(f"{self.path} with {what}", "a whole Flax checkpoint", "downloading it again")
 
     def take(self, count: int) -> bytes:
-        if count > self.size - self.file.tell():
-            self.bad(f"{count} bytes announced and {self.size - self.file.tell()} left")
+        self.pass_over(count)
         return self.file.read(count)
+
+    def pass_over(self, count: int) -> None:
+        if count > self.left:
+            self.bad(f"{count} bytes announced and {self.left} left")
+        self.left -= count
 
     def token(self) -> tuple[str, int]:
         """Return the kind of the next value, and its length (a number's value)."""
@@ -135,7 +140,7 @@ class _Frame:
 
     def array(self, name: str, length: int) -> None:
         """Read the frame of one extension of `length` bytes."""
-        code, begin = self.take(1)[0], self.file.tell()
+        code, begin = self.take(1)[0], self.size - self.left
         if code != _ARRAY:
             self.bad(f"an extension {code} at {name!r}")
         if self.token() != ("array", 3):
@@ -151,12 +156,11 @@ class _Frame:
             self.bad(f"a malformed array at {name!r}")
         if dtype not in _DTYPES:
             refuse(f"{name!r} stored as {dtype[:20]!r}", " or ".join(_DTYPES), "a checkpoint that is not quantised")
-        offset = self.file.tell()
+        offset = self.size - self.left
         if math.prod(shape) * _DTYPES[dtype].itemsize != count or offset + count != begin + length:
             self.bad(f"{name!r} of shape {shape} in {count} bytes")
         if name in self.tensors:
             self.bad(f"{name!r} twice")
-        if count > self.size - offset:
-            self.bad(f"{count} bytes announced and {self.size - offset} left")
+        self.pass_over(count)
         self.file.seek(count, 1)
         self.tensors[name] = Stored(self.path, offset, _DTYPES[dtype], shape)
