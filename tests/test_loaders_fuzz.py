@@ -2,12 +2,14 @@
 
 import functools
 import json
+import struct
 import time
 import tracemalloc
 
+import jaxtyping
 import numpy as np
 import pytest
-from checkpoints import CONFIG, OPENAI_DIMS, by_path, flax_bytes, openai_bytes, turned
+from checkpoints import CONFIG, OPENAI_DIMS, archive, by_path, flax_bytes, openai_bytes, turned
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
@@ -19,6 +21,7 @@ from spectral_theorem.whisper.layouts import stored_name
 
 SECONDS = 5.0
 FIXED, PER_BYTE = 1 << 20, 16  # what a loader may allocate: so much, and so much per byte of the file
+PER_HOSTILE_BYTE = 100  # the same for a file made of nothing but the smallest objects of its format
 shapes_of = functools.lru_cache(parameter_shapes)
 
 
@@ -69,7 +72,7 @@ def read(path):
         get(place)
 
 
-def check(path, raw):
+def check(path, raw, per_byte=PER_BYTE):
     path.write_bytes(raw)
     start = time.process_time()
     tracemalloc.start()
@@ -82,9 +85,18 @@ def check(path, raw):
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert time.process_time() - start < SECONDS
-    assert peak < FIXED + PER_BYTE * len(raw)
+    assert peak < FIXED + per_byte * len(raw)
     assert refused is None or ("\n" not in refused and len(refused) < 1000)
     return refused
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_checks_of_annotations():
+    """Other tests check them; here they would take most of the time, and memory that is not the loaders'."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +145,24 @@ def test_truncation_is_refused(folder, kind):
     raw = ORIGINAL[kind]
     for length in {*range(0, len(raw), 1999), *range(len(raw) - 9, len(raw))}:
         assert check(folder / f"cut.{kind}", raw[:length]) is not None
+
+
+def many(kind):
+    """Yield files of some hundred kilobytes that hold as many objects as fit."""
+    count = 100_000
+    if kind == "safetensors":
+        for text in (b'{"a":[' + b"{}," * count + b"{}]}", b'{"__metadata__":[' + b"[]," * count + b"[]]}"):
+            yield struct.pack("<Q", len(text)) + text
+    elif kind == "msgpack":
+        yield b"\xdf" + struct.pack(">I", count) + b"\xa1a\x80" * count
+        yield b"\xde\xff\x00" + b"".join(b"\xa3" + f"{i:03x}"[-3:].encode() + b"\x80" for i in range(0xFF00))
+    else:
+        for opcode in (b"}", b"(", b"]", b"}q\0", b"K\1\x85", b"X\1\0\0\0a"):
+            yield archive(b"\x80\x02" + opcode * count + b".", {})
+        yield archive(b"\x80\x02}.", {str(i): b"" for i in range(5000)})
+
+
+@pytest.mark.parametrize("kind", sorted(ORIGINAL))
+def test_files_of_nothing_but_small_objects(folder, kind):
+    for raw in many(kind):
+        assert check(folder / f"many.{kind}", raw, PER_HOSTILE_BYTE) is not None

@@ -22,7 +22,7 @@ from ..types import InputError, refuse
 from .dims import Dims
 from .tensors import Stored, opened, some
 
-_LARGEST_PICKLE = 1 << 22
+_LARGEST_PICKLE = 1 << 20
 _MOST_MEMBERS = 1 << 16
 _LOCAL_HEADER = 30
 _STORAGES = {
