@@ -18,6 +18,7 @@ LANGUAGES = (
     "cy sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am "
     "yi lo uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su yue"
 ).split()
+TASKS = ("transcribe", "translate")
 _AFTER_LANGUAGES = (
     "<|translate|>",
     "<|transcribe|>",
@@ -60,6 +61,9 @@ class ControlTokens(Tokenizer):
 
     def __init__(self, special: Mapping[str, int]) -> None:
         self.special = dict(special)
+        self.languages = {code: special[f"<|{code}|>"] for code in LANGUAGES if f"<|{code}|>" in special}
+        self.tasks = {task: special[f"<|{task}|>"] for task in TASKS if f"<|{task}|>" in special}
+        self.first_timestamp = special.get("<|0.00|>")
 
 
 def published_special(vocabulary: int) -> dict[str, int]:

@@ -16,7 +16,7 @@ from ..types import refuse
 from .checkpoint import compute_dtype, parameter_shapes
 from .layouts import HUGGING_FACE, ParameterPath
 from .model import WhisperModel
-from .published import LANGUAGES, published_special
+from .published import LANGUAGES, TASKS, published_special
 
 _STORED = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
 _FFT = 400
@@ -89,7 +89,7 @@ def _descriptions(model: WhisperModel, dtype: str) -> dict[str, dict[str, Any]]:
     ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), generation.end)
     control = {"decoder_start_token_id": start, **ends}
     special = model.tokenizer.special if model.tokenizer else published_special(model.dims.vocabulary)
-    tasks = {task: special[f"<|{task}|>"] for task in ("transcribe", "translate") if f"<|{task}|>" in special}
+    tasks = {task: special[f"<|{task}|>"] for task in TASKS if f"<|{task}|>" in special}
     multilingual = not set(forced).isdisjoint(tasks.values())
     decoding = {
         **control,
