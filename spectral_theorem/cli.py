@@ -118,7 +118,7 @@ class Measure:
     """Linearise the decoder of a Whisper model on recordings, and check the theorem there."""
 
     model: Positional[Annotated[str, arg(metavar="MODEL")]]
-    """Folder of a checkpoint, or its name on the hub."""
+    """Folder or file of a checkpoint, or its name on the Hub."""
     audio: Positional[Annotated[tuple[Path, ...], arg(metavar="AUDIO...", help_behavior_hint="(one or more)")]]
     """Recordings; each is one clip unless --concat."""
     concat: bool = False
@@ -135,6 +135,16 @@ class Measure:
     """Print one JSON object instead of text."""
     require: Require = None
     """Exit with 1 unless all four conditions hold on every clip."""
+    offline: bool = False
+    """Do not ask the Hub: MODEL is a path, or a name in the local cache."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """List the Whisper models known by name, and those in the local cache of the Hub."""
+
+    json: bool = False
+    """Print one JSON object instead of text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +174,7 @@ Verb = (
     | Annotated[Demo, subcommand("demo", prefix_name=False)]
     | Annotated[Measure, subcommand("measure", prefix_name=False)]
     | Annotated[Stress, subcommand("stress", prefix_name=False)]
+    | Annotated[Models, subcommand("models", prefix_name=False)]
 )
 
 
@@ -226,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(problem))
 
 
-def parse(arguments: Sequence[str]) -> Verify | Demo | Measure | Stress:
+def parse(arguments: Sequence[str]) -> Verify | Demo | Measure | Stress | Models:
     """Read a command line into the dataclass of its verb.
 
     Raises
@@ -296,10 +307,16 @@ def one_line(box: str) -> str:
     return f"got {got}; expected {expected.rstrip('. ')}; try {command[0] if command else f'{PROGRAM} --help'}"
 
 
-def _run(verb: Verify | Demo | Measure | Stress) -> "Outcome":
+def _run(verb: Verify | Demo | Measure | Stress | Models) -> "Outcome":
     """Load what the verb needs, in the precision it asks for, and run it."""
+    if isinstance(verb, Models):
+        from . import models
+
+        return models.run()
     options: dict[str, Any] = {field.name: getattr(verb, field.name) for field in dataclasses.fields(verb)}
     del options["json"]
+    if options.pop("offline", False):
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read by the Hub's own package when it loads
     if isinstance(verb, Measure) and not verb.audio:
         raise BadUsage(f"got no AUDIO; expected one or more recordings; try {PROGRAM} measure {verb.model} clip.flac")
     if isinstance(verb, Stress):

@@ -1,5 +1,6 @@
 """Checkpoints: what is read, and everything that is refused before it is believed."""
 
+import dataclasses
 import json
 import struct
 
@@ -7,69 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkpoints import CONFIG, DIMS, GENERATION, SPECIAL, tokenizer_json, weights, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from spectral_theorem import whisper
 from spectral_theorem.types import InputError
-from spectral_theorem.whisper import Dims
-from spectral_theorem.whisper.checkpoint import parameter_shapes, stored_name
+from spectral_theorem.whisper.checkpoint import parameter_shapes
 from spectral_theorem.whisper.generation import read_generation
 from spectral_theorem.whisper.tensors import read_header
-
-DIMS = Dims(
-    width=8,
-    mels=5,
-    frames=6,
-    vocabulary=13,
-    positions=9,
-    encoder_layers=1,
-    encoder_heads=2,
-    encoder_hidden=12,
-    decoder_layers=2,
-    decoder_heads=4,
-    decoder_hidden=10,
-)
-SPECIAL = ("<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>")
-CONFIG = DIMS.to_config() | {"decoder_start_token_id": 11, "eos_token_id": 10, "activation_dropout": 0.0}
-GENERATION = {
-    "decoder_start_token_id": 11,
-    "eos_token_id": 10,
-    "suppress_tokens": [11, 12],
-    "begin_suppress_tokens": [10],
-    "forced_decoder_ids": [[1, 12]],
-    "is_multilingual": False,
-    "max_length": 64,
-}
-
-
-def tokenizer_json(special=SPECIAL):
-    words = [f"w{i}" for i in range(13 - len(special))] + list(special)
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    added = [{"id": words.index(name), "content": name, "special": True, **flags} for name in special]
-    nothing = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder"))
-    model = {"type": "WordLevel", "vocab": {word: i for i, word in enumerate(words)}, "unk_token": words[0]}
-    return {"version": "1.0", **nothing, "added_tokens": added, "pre_tokenizer": {"type": "Whitespace"}, "model": model}
-
-
-def weights(dtype=np.float32):
-    draw = np.random.default_rng(0)
-    shape = lambda path, leaf: leaf.shape[::-1] if path[-1] == "kernel" else leaf.shape
-    return {
-        stored_name(path): draw.standard_normal(shape(path, leaf)).astype(dtype)
-        for path, leaf in parameter_shapes(DIMS).items()
-    }
-
-
-def write(folder, tensors=None, config=CONFIG, generation=GENERATION):
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights() if tensors is None else tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json()))
-    if generation is not None:
-        (folder / "generation_config.json").write_text(json.dumps(generation))
-    return folder
 
 
 def refusal(folder, **options):
@@ -83,7 +31,7 @@ def refusal(folder, **options):
 
 
 @pytest.mark.parametrize("stored", [np.float32, np.float16, jnp.bfloat16, np.float64])
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 def test_weights_arrive_in_place_and_dtype(tmp_path, stored, dtype):
     tensors = weights(stored)
     model = whisper.load(write(tmp_path, tensors), dtype)
@@ -131,6 +79,16 @@ def test_names_without_prefix_and_an_explicit_tied_output(tmp_path):
     assert "proj_out" in refusal(write(tmp_path, tensors))
 
 
+def test_shapes_of_one_block_stand_for_all(tmp_path):
+    model = whisper.load(write(tmp_path))
+    flat = jax.tree_util.tree_leaves_with_path(model.parameters)
+    found = {tuple(level.key for level in path): leaf.shape for path, leaf in flat}
+    assert {path: leaf.shape for path, leaf in parameter_shapes(DIMS).items()} == found
+    deep = parameter_shapes(dataclasses.replace(DIMS, encoder_layers=512, decoder_layers=512))
+    assert len(deep) == len(found) + 511 * 15 + 510 * 24
+    assert list(deep)[:15] == list(found)[:15]
+
+
 def test_random_models_are_reproducible_and_labelled():
     one, same, other = (whisper.random_model(jax.random.key(i), DIMS) for i in (0, 0, 1))
     embedding = lambda model: np.asarray(model.parameters["decoder"]["embed_tokens"]["embedding"])
@@ -142,11 +100,21 @@ def test_random_models_are_reproducible_and_labelled():
 # What is refused.
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_missing_files_are_named(tmp_path, name):
     folder = write(tmp_path)
     (folder / name).unlink()
     assert name in refusal(folder)
+
+
+def test_without_a_tokenizer_the_prompt_must_be_known(tmp_path):
+    folder = write(tmp_path)
+    (folder / "tokenizer.json").unlink()
+    model = whisper.load(folder)
+    assert model.tokenizer is None and model.generation.prompt == (11, 12)
+    assert "English-only" in refusal(folder, language="de")
+    (folder / "generation_config.json").write_text(json.dumps(GENERATION | {"is_multilingual": True}))
+    assert "<|de|>" in refusal(folder, language="de")
 
 
 def test_a_file_is_not_a_folder(tmp_path):
@@ -226,7 +194,7 @@ def test_index_cannot_leave_the_folder(tmp_path):
         assert "weight_map" in refusal(folder)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "int32", "nonsense"])
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "int32", "nonsense"])
 def test_compute_dtypes(tmp_path, dtype):
     assert f"dtype={dtype}" in refusal(write(tmp_path), dtype=dtype)
 

@@ -5,6 +5,7 @@ from .chain import TokenLayers, token_layers
 from .checkpoint import load, random_model
 from .decode import Decoded, Transcription, encode_audio, greedy, transcribe, transcriptions
 from .dims import Dims
+from .family import Published, catalogue
 from .generation import Generation
 from .injection import (
     CrossFactors,
@@ -15,6 +16,7 @@ from .injection import (
     injection_rows,
 )
 from .model import DecoderPass, WhisperModel, decoder_pass
+from .saving import save
 from .tokenizer import Tokenizer
 
 __all__ = [
@@ -24,10 +26,12 @@ __all__ = [
     "DecoderPass",
     "Dims",
     "Generation",
+    "Published",
     "TokenLayers",
     "Tokenizer",
     "Transcription",
     "WhisperModel",
+    "catalogue",
     "cross_factors",
     "decoder_pass",
     "encode_audio",
@@ -38,6 +42,7 @@ __all__ = [
     "injection_rows",
     "load",
     "random_model",
+    "save",
     "token_layers",
     "transcribe",
     "transcriptions",

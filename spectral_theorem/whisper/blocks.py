@@ -35,8 +35,8 @@ class Cache:
 
 
 def precision(dtype: Any) -> str | None:
-    """Ask for full matrix products in float32 and float64, for the device's own in bfloat16."""
-    return None if jnp.dtype(dtype) == jnp.bfloat16 else "highest"
+    """Ask for full matrix products in float32 and float64, for the device's own in half precision."""
+    return None if jnp.dtype(dtype).itemsize == 2 else "highest"
 
 
 def linear(parameters: Parameters, x: Float[Array, "*rows inner"]) -> Float[Array, "*rows outer"]:
@@ -46,7 +46,7 @@ def linear(parameters: Parameters, x: Float[Array, "*rows inner"]) -> Float[Arra
 
 
 def layer_norm(parameters: Parameters, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
-    """Normalise the last axis with epsilon 1e-5; bfloat16 is normalised in float32."""
+    """Normalise the last axis with epsilon 1e-5; half precision is normalised in float32."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     centred = wide - wide.mean(-1, keepdims=True)
     scale = jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + EPSILON)
@@ -64,7 +64,7 @@ def split_heads(x: Float[Array, "*rows width"], heads: int) -> Float[Array, "*ro
 
 
 def softmax(scores: Float[Array, "*rows n"]) -> Float[Array, "*rows n"]:
-    """Normalise exponentials over the last axis; bfloat16 is normalised in float32."""
+    """Normalise exponentials over the last axis; half precision is normalised in float32."""
     return jax.nn.softmax(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)), axis=-1).astype(scores.dtype)
 
 

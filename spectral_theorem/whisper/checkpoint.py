@@ -1,10 +1,11 @@
-"""Read a Whisper checkpoint, and distrust it until its sizes agree with each other.
+"""Load a Whisper checkpoint of any format, and distrust it until its sizes agree with each other.
 
 Sizes are compared before anything is allocated: header with file, shapes with config. What every
 format has to deliver is one mapping from parameter paths (`decoder/layers/0/fc1/kernel`) to
-arrays; `build` turns it into a model.
+arrays (`formats`); `build` turns it into a model.
 """
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -18,16 +19,17 @@ from flax import nnx
 from jaxtyping import Array
 
 from ..types import refuse
+from . import hub
 from .dims import Dims
+from .formats import Checkpoint, open_checkpoint, reader
 from .generation import Generation, read_generation
+from .layouts import ParameterPath, stored_name
 from .model import WhisperModel
-from .tensors import Stored, read_folder, read_json, some
+from .published import ControlTokens, generation_by_names, published_special
+from .tensors import read_json
 from .tokenizer import Tokenizer
 
-_COMPUTE = ("float32", "bfloat16", "float64")
-_TIED = "proj_out.weight"
-
-ParameterPath = tuple[str | int, ...]
+_COMPUTE = ("float32", "bfloat16", "float16", "float64")
 
 
 def load(
@@ -37,56 +39,85 @@ def load(
     language: str | None = None,
     task: str = "transcribe",
 ) -> WhisperModel:
-    """Load a Whisper model from a Hugging Face folder.
+    """Load a Whisper model of any published format.
 
     Parameters
     ----------
-    path : folder with `config.json`, `model.safetensors` (or a sharded index), `tokenizer.json`,
-        and `generation_config.json` if there is one.
-    dtype : float32, bfloat16 or float64; weights are converted to it and the model computes in it.
+    path : one of
+
+        - a folder with `config.json` and weights: `model.safetensors` or `flax_model.msgpack`, whole
+          or as shards with their index; `tokenizer.json` and `generation_config.json` if there are any;
+        - one `.safetensors` or `.msgpack` file beside its `config.json`;
+        - an OpenAI `.pt`, a `tokenizer.json` beside it if there is one;
+        - a name on the Hugging Face Hub, `owner/model` or `owner/model@revision`: from the local cache,
+          else by download.
+    dtype : float32, bfloat16, float16 or float64; weights are kept in it and the model computes in it.
     language, task : for the prompt, as in `read_generation`.
 
     Returns
     -------
     WhisperModel
+        Its tokenizer is None where none came with the weights; control tokens then have the numbers
+        of the published vocabulary of that size.
 
     Raises
     ------
     InputError
         If a file is missing, damaged, of absurd size or contradicts another; if a tensor is
-        missing, unexpected, of the wrong shape, or holds a value that is not finite; if float64
-        is asked for while JAX's 64-bit mode is off.
+        missing, unexpected, of the wrong shape, or holds a value that is not finite; if a pickle asks
+        for anything but tensors, which is not run; if the Hub does not have the model or cannot be
+        reached; if float64 is asked for while JAX's 64-bit mode is off.
 
     Notes
     -----
-    Tensors are read one at a time: peak memory is the model plus its largest tensor.
+    Tensors are read one at a time: peak memory is the model plus a few times its largest tensor.
 
     Examples
     --------
     >>> load("/nowhere")
     Traceback (most recent call last):
         ...
-    spectral_theorem.types.InputError: got /nowhere, which is not a folder; expected the folder of a Whisper
-    model; try a folder with config.json and model.safetensors
+    spectral_theorem.types.InputError: got /nowhere, which is not a folder, a file, or a name on the Hub;
+    expected a Whisper model; try a folder with config.json and model.safetensors, or openai/whisper-tiny
     """
     dtype = compute_dtype(dtype)
-    folder = Path(path)
-    if not folder.is_dir():
-        refuse(
-            f"{folder}, which is not a folder",
-            "the folder of a Whisper model",
-            "a folder with config.json and model.safetensors",
-        )
-    config = read_json(folder / "config.json")
-    dims = Dims.from_config(config)
-    stored = read_folder(folder)
-    tokenizer = Tokenizer(folder / "tokenizer.json")
-    described = folder / "generation_config.json"
-    generation = read_generation(
-        read_json(described) if described.exists() else config, dims, tokenizer, language=language, task=task
+    place, name = Path(path), os.fspath(path)
+    if hub.is_name(name) and not place.exists():
+        place = hub.fetch(name)
+        label = f"{name.partition('@')[0]}@{place.name[:8]}"
+    else:
+        label = place.resolve().name
+    checkpoint = open_checkpoint(place)
+    # Names and shapes first: they tell a wrong folder best.
+    read = reader(checkpoint, parameter_shapes(checkpoint.dims))
+    words = checkpoint.folder / "tokenizer.json"
+    tokenizer = Tokenizer(words) if words.exists() else None
+    return build(
+        checkpoint.dims,
+        read,
+        dtype,
+        generation=_generation(checkpoint, tokenizer, language, task),
+        tokenizer=tokenizer,
+        label=label,
     )
-    read = _match(stored, dims, folder)
-    return build(dims, read, dtype, generation=generation, tokenizer=tokenizer, label=folder.resolve().name)
+
+
+def _generation(checkpoint: Checkpoint, tokenizer: Tokenizer | None, language: str | None, task: str) -> Generation:
+    """Read how to decode from what lies beside the weights, else from the names of control tokens."""
+    dims = checkpoint.dims
+    names = tokenizer or ControlTokens(published_special(dims.vocabulary))
+    beside = checkpoint.folder / "generation_config.json"
+    if checkpoint.config is None:
+        described = generation_by_names(names.special, dims)
+        if described["decoder_start_token_id"] is None:
+            refuse(
+                f"{checkpoint.path} of {dims.vocabulary} tokens, no published vocabulary, without a tokenizer",
+                "names of the control tokens",
+                f"a tokenizer.json beside {checkpoint.path.name}",
+            )
+    else:
+        described = read_json(beside) if beside.exists() else checkpoint.config
+    return read_generation(described, dims, names, language=language, task=task)
 
 
 def compute_dtype(dtype: Any) -> Any:
@@ -106,52 +137,6 @@ def compute_dtype(dtype: Any) -> Any:
     return jnp.dtype(name)
 
 
-def stored_name(path: ParameterPath) -> str:
-    """Return the name under which PyTorch checkpoints keep a parameter.
-
-    Examples
-    --------
-    >>> stored_name(("decoder", "layers", 0, "fc1", "kernel"))
-    'model.decoder.layers.0.fc1.weight'
-    """
-    last = "bias" if path[-1] == "bias" else "weight"
-    return ".".join(["model", *map(str, path[:-1]), last])
-
-
-def _stored_shape(path: ParameterPath, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape[::-1] if path[-1] == "kernel" else shape
-
-
-def _match(stored: dict[str, Stored], dims: Dims, folder: Path) -> Callable[[ParameterPath], np.ndarray]:
-    """Check the names and shapes of a PyTorch-layout checkpoint; return its reader."""
-    if stored and not any(name.startswith("model.") for name in stored):
-        stored = {f"model.{name}" if name != _TIED else name: tensor for name, tensor in stored.items()}
-    wanted = {stored_name(path): _stored_shape(path, leaf.shape) for path, leaf in parameter_shapes(dims).items()}
-    for kind, names in (
-        ("without", set(wanted) - set(stored)),
-        ("with unexpected", set(stored) - set(wanted) - {_TIED}),
-    ):
-        if names:
-            refuse(
-                f"{folder} {kind} {some(sorted(names))}", "the tensors its config.json describes", "another checkpoint"
-            )
-    for name, shape in wanted.items():
-        if stored[name].shape != shape:
-            refuse(
-                f"{name} of shape {stored[name].shape}", f"{shape} by config.json", "config and weights of one model"
-            )
-    if _TIED in stored:
-        embedding = stored["model.decoder.embed_tokens.weight"]
-        if stored[_TIED].shape != embedding.shape or not np.array_equal(stored[_TIED].read(), embedding.read()):
-            refuse(f"{_TIED} unlike the token embedding", "tied output weights", "an unmodified Whisper checkpoint")
-
-    def read(path: ParameterPath) -> np.ndarray:
-        array = stored[stored_name(path)].read()
-        return array.T if path[-1] == "kernel" else array
-
-    return read
-
-
 def parameter_shapes(dims: Dims) -> dict[ParameterPath, jax.ShapeDtypeStruct]:
     """Return the path and shape of every parameter; nothing is allocated.
 
@@ -162,7 +147,23 @@ def parameter_shapes(dims: Dims) -> dict[ParameterPath, jax.ShapeDtypeStruct]:
     >>> parameter_shapes(dims)["encoder", "conv1", "kernel"].shape
     (3, 3, 4)
     """
-    return dict(_leaves(WhisperModel(dims, dtype=jnp.float32, generation=Generation((0,), 0)).parameters))
+    # All blocks of a stack are alike: one of each is made, so that a file that claims hundreds costs nothing.
+    one = dataclasses.replace(dims, encoder_layers=1, decoder_layers=1)
+    shapes: dict[ParameterPath, jax.ShapeDtypeStruct] = {}
+    blocks: dict[ParameterPath, jax.ShapeDtypeStruct] = {}
+    last = Generation((0,), 0)
+    for path, leaf in [*_leaves(WhisperModel(one, dtype=jnp.float32, generation=last).parameters), ((), None)]:
+        if "layers" in path:
+            blocks[path] = leaf
+            continue
+        if blocks:
+            side = str(next(iter(blocks))[0])
+            count = getattr(dims, f"{side}_layers")
+            shapes |= {(side, "layers", i, *at[3:]): block for i in range(count) for at, block in blocks.items()}
+            blocks = {}
+        if path:
+            shapes[path] = leaf
+    return shapes
 
 
 def _leaves(tree: Mapping[Any, Any], prefix: ParameterPath = ()) -> Iterator[tuple[ParameterPath, Any]]:
@@ -213,6 +214,7 @@ def build(
             )
         return jnp.asarray(array)
 
+    # Released one by one as they are read: nothing holds a NumPy copy beside the array of JAX.
     state = nnx.state(model, nnx.Param)
     nnx.replace_by_pure_dict(state, fill(model.parameters))
     nnx.update(model, state)
@@ -228,7 +230,7 @@ def random_model(
     ----------
     key : PRNG key.
     dims : sizes, as small as you like.
-    dtype : float32, bfloat16 or float64.
+    dtype : float32, bfloat16, float16 or float64.
     generation : prompt and ends; by default the last two ids are start and end.
 
     Returns

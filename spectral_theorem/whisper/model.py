@@ -243,7 +243,8 @@ def embed(parameters: Parameters, token: Any, position: Any) -> Float[Array, "*r
 def read_out(parameters: Parameters, h: Float[Array, "*rows width"]) -> Float[Array, "*rows vocabulary"]:
     """Return the logits of residual states after the last block."""
     y = blocks.layer_norm(parameters["layer_norm"], h)
-    return jnp.matmul(y, parameters["embed_tokens"]["embedding"].T, precision=blocks.precision(y.dtype))
+    # Not a product with the transpose: in half precision XLA would keep a second, transposed float32 table on the CPU.
+    return jnp.einsum("...d,vd->...v", y, parameters["embed_tokens"]["embedding"], precision=blocks.precision(y.dtype))
 
 
 @functools.partial(jax.jit, static_argnames="heads")

@@ -1,4 +1,4 @@
-"""Read safetensors files and JSON from a folder that is not to be trusted.
+"""Read safetensors files, indices of shards and JSON from a folder that is not to be trusted.
 
 Sizes are compared before anything is allocated: the header with the file, every entry with the
 header. Nothing but the header is read until a tensor is asked for.
@@ -28,17 +28,41 @@ _DTYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """Say where one tensor lies: file, place of its first byte, dtype, shape."""
+    """Say where one tensor lies.
+
+    Parameters
+    ----------
+    file, offset : the file, and the place of the first byte.
+    dtype, shape : little-endian floats, and their arrangement.
+    strides : steps between neighbours along each axis, in elements; None where rows follow rows.
+        Whoever gives strides has checked that the file holds what they span.
+    """
 
     file: Path
     offset: int
     dtype: np.dtype
     shape: tuple[int, ...]
+    strides: tuple[int, ...] | None = None
 
     def read(self) -> np.ndarray:
-        """Return the tensor."""
+        """Return the tensor.
+
+        Raises
+        ------
+        InputError
+            If the file has become shorter since its sizes were checked.
+        """
         count = math.prod(self.shape)
-        return np.fromfile(self.file, dtype=self.dtype, count=count, offset=self.offset).reshape(self.shape)
+        if self.strides is not None and count:
+            count = 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
+        # A copy in memory of our own: pages of a mapped file would count as ours, and pass on later damage.
+        flat = np.fromfile(self.file, dtype=self.dtype, count=count, offset=self.offset)
+        if flat.size != count:
+            refuse(f"{self.file}, shorter than a moment ago", "a file that nobody writes to", "loading it again")
+        if self.strides is None:
+            return flat.reshape(self.shape)
+        steps = tuple(step * self.dtype.itemsize for step in self.strides)
+        return np.lib.stride_tricks.as_strided(flat, self.shape, steps, writeable=False)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -48,11 +72,12 @@ def read_json(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     if size > _LARGEST_JSON:
         refuse(f"{path} of {size} bytes", f"at most {_LARGEST_JSON}", f"the model's own {path.name}")
-    with _opened(path) as file:
+    with opened(path) as file:
         return _parse(file.read(), path)
 
 
-def _opened(path: Path) -> Any:
+def opened(path: Path) -> Any:
+    """Open a file for reading, or refuse it."""
     try:
         return path.open("rb")
     except OSError as error:
@@ -69,21 +94,22 @@ def _parse(text: bytes, path: Path) -> dict[str, Any]:
     return value
 
 
-def read_folder(folder: Path) -> dict[str, Stored]:
-    """Collect the tensors of a folder: one safetensors file, or the files its index names."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.exists():
-        return read_header(single)
-    if not index.exists():
-        refuse(f"{folder} without model.safetensors", "weights in safetensors form", "a folder with model.safetensors")
+def read_shards(index: Path, read: Callable[[Path], dict[str, Stored]]) -> dict[str, Stored]:
+    """Collect the tensors of the files that an index names.
+
+    Parameters
+    ----------
+    index : JSON with a `weight_map` from tensor to file.
+    read : reads the tensors of one file.
+    """
     weights = read_json(index).get("weight_map")
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
-        refuse(f"{index} without a weight_map of file names", "a safetensors index", "another copy of the file")
+        refuse(f"{index} without a weight_map of file names", "an index of shards", "another copy of the file")
     tensors: dict[str, Stored] = {}
     for name in sorted(set(weights.values())):
         if Path(name).name != name or "\\" in name:
             refuse(f"{index} naming {name!r}", "files inside the folder", "an index with plain file names")
-        tensors |= read_header(folder / name)
+        tensors |= read(index.parent / name)
     lost = sorted(set(weights) - set(tensors))
     if lost:
         refuse(f"shards without {some(lost)}", "every tensor of the index", "all shards from one source")
@@ -102,7 +128,7 @@ def read_header(path: Path) -> dict[str, Stored]:
         refuse(f"{path}, which is not a file", "a safetensors file", "all shards from one source")
     size = path.stat().st_size
     bad = functools.partial(refuse, expected="a whole safetensors file", hint="downloading it again")
-    with _opened(path) as file:
+    with opened(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, _LARGEST_JSON):
             bad(f"{path} of {size} bytes with a header of {length} bytes")
