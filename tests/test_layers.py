@@ -43,6 +43,7 @@ RANK = {
     "summary": 6,
     "verification": 7,
     "measure": 8,
+    "transcription": 8,
     "check": 9,
     "demo": 9,
     "cli": 10,

@@ -217,7 +217,8 @@ def _decode(shared: Any, rows: Any, *, settings: LoopSettings) -> Decoded:
             chosen = jnp.argmax(scores / temperature.astype(wide) + noise, axis=-1).astype(jnp.int32)
         else:
             chosen = jnp.argmax(scores, axis=-1).astype(jnp.int32)
-        gained = jnp.take_along_axis(scores, chosen[:, None], axis=1)[:, 0] - jax.nn.logsumexp(scores, axis=-1)
+        # Relative to the chosen token: of a token that is nearly certain, no digits are lost.
+        gained = -jax.nn.logsumexp(scores - jnp.take_along_axis(scores, chosen[:, None], axis=1), axis=-1)
         return chosen, gained
 
     def note(state: Any, logits: Array, mask: Array) -> Any:
