@@ -146,8 +146,8 @@ def compression_ratio(text: str) -> float:
 
     Examples
     --------
-    >>> round(compression_ratio("no " * 100), 1), compression_ratio("")
-    (21.4, 0.0)
+    >>> compression_ratio("no " * 100) > 10, compression_ratio("")
+    (True, 0.0)
     """
     raw = text.encode()
     return len(raw) / len(zlib.compress(raw)) if raw else 0.0
