@@ -329,7 +329,8 @@ class _Job:
             for segment in clip.segments[at]
         ]
         return Transcript(
-            text=" ".join(segment.text for segment in segments),
+            # As one, so that the vocabulary's own spaces stand between segments, or none where a language has none.
+            text=written(self.model, [id for segment in segments for id in segment.tokens]),
             windows=tuple(clip.windows[at] for at in order),
             segments=tuple(segments),
             language=clip.language,
