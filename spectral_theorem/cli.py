@@ -169,12 +169,43 @@ class Stress:
     """Print one JSON object instead of text."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Transcribe:
+    """Transcribe recordings with a Whisper model: files, or folders of them."""
+
+    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+    """Folder of a checkpoint, or its name on the hub."""
+    audio: Positional[Annotated[tuple[Path, ...], arg(metavar="AUDIO...", help_behavior_hint="(one or more)")]]
+    """Recordings, or folders whose recordings are all taken."""
+    limit: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")] = None
+    """Take this many recordings at most."""
+    language: Annotated[str | None, arg(metavar="CODE", help_behavior_hint="(default: detected)")] = None
+    """Language of the speech, such as en; a multilingual model detects it otherwise."""
+    task: Literal["transcribe", "translate"] = "transcribe"
+    """Write what is said, or its translation into English."""
+    timestamps: bool = False
+    """Have the model say when each segment starts and ends, for short recordings too."""
+    fallback: bool = False
+    """Draw again, at rising temperatures, where a transcript repeats itself or is unlikely."""
+    seed: int = 0
+    """Seed of what is drawn."""
+    batch: int = 8
+    """Windows to decode together."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Precision of the model."""
+    out: Out = None
+    """Run folder to write: summary.json and the table."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+
 Verb = (
     Annotated[Verify, subcommand("verify", prefix_name=False)]
     | Annotated[Demo, subcommand("demo", prefix_name=False)]
     | Annotated[Measure, subcommand("measure", prefix_name=False)]
     | Annotated[Stress, subcommand("stress", prefix_name=False)]
     | Annotated[Models, subcommand("models", prefix_name=False)]
+    | Annotated[Transcribe, subcommand("transcribe", prefix_name=False)]
 )
 
 
@@ -237,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(problem))
 
 
-def parse(arguments: Sequence[str]) -> Verify | Demo | Measure | Stress | Models:
+def parse(arguments: Sequence[str]) -> "Verb":
     """Read a command line into the dataclass of its verb.
 
     Raises
@@ -307,7 +338,7 @@ def one_line(box: str) -> str:
     return f"got {got}; expected {expected.rstrip('. ')}; try {command[0] if command else f'{PROGRAM} --help'}"
 
 
-def _run(verb: Verify | Demo | Measure | Stress | Models) -> "Outcome":
+def _run(verb: "Verb") -> "Outcome":
     """Load what the verb needs, in the precision it asks for, and run it."""
     if isinstance(verb, Models):
         from . import models
@@ -317,8 +348,9 @@ def _run(verb: Verify | Demo | Measure | Stress | Models) -> "Outcome":
     del options["json"]
     if options.pop("offline", False):
         os.environ["HF_HUB_OFFLINE"] = "1"  # read by the Hub's own package when it loads
-    if isinstance(verb, Measure) and not verb.audio:
-        raise BadUsage(f"got no AUDIO; expected one or more recordings; try {PROGRAM} measure {verb.model} clip.flac")
+    if isinstance(verb, Measure | Transcribe) and not verb.audio:
+        name = type(verb).__name__.lower()
+        raise BadUsage(f"got no AUDIO; expected one or more recordings; try {PROGRAM} {name} {verb.model} clip.flac")
     if isinstance(verb, Stress):
         if not verb.audio:
             raise BadUsage(f"got no AUDIO; expected one or more recordings; try {PROGRAM} stress clip.flac --out hard")
@@ -329,7 +361,7 @@ def _run(verb: Verify | Demo | Measure | Stress | Models) -> "Outcome":
         given = [f"--{name}" for name in PLANTED if options.pop(name) != getattr(Verify, name)]
         if given:
             raise BadUsage(f"got {verb.file} and {', '.join(given)}; expected one or the other; try verify {verb.file}")
-    if not isinstance(verb, Measure):
+    if isinstance(verb, Verify | Demo):
         _prefer_quick_compilation()
     import jax
 
@@ -345,6 +377,10 @@ def _run(verb: Verify | Demo | Measure | Stress | Models) -> "Outcome":
         from . import demo
 
         return demo.run(**options)
+    if isinstance(verb, Transcribe):
+        from . import transcription
+
+        return transcription.transcribe(**options)
     from . import measure
 
     return measure.measure(**options)

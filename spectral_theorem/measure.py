@@ -25,9 +25,8 @@ from .runs import RunFolder, verification_rows
 from .storage import json_ready
 from .types import InputError, LayerChain, Thresholds, refuse
 from .verification import Verification, verify
-from .whisper import Transcription, WhisperModel, load
+from .whisper import Transcription, WhisperModel, encode_audio, greedy, load, transcriptions
 from .whisper.chain import TokenLayers, token_layers
-from .whisper.decode import encode_audio, greedy, transcriptions
 from .whisper.injection import cross_factors, injection_gram_pairs
 
 Granularity = Literal["block", "sub-block"]

@@ -50,7 +50,9 @@ COLUMNS = {
     "unit": "string",
     "verdict": "string",
     "dtype": "string",
+    "text": "string",
 }
+ADDED = ("text",)  # columns that parts of earlier versions lack
 
 
 class RunFolder:
@@ -277,6 +279,8 @@ def read_run(path: str | os.PathLike[str]) -> RunRecord:
     for file in sorted((path / TABLE).glob("part-*.parquet")):
         try:
             part = pyarrow.parquet.ParquetFile(file).read()
+            for name in set(ADDED) - set(part.column_names):
+                part = part.append_column(name, pyarrow.nulls(len(part), schema.field(name).type))
             parts.append(part.select(schema.names).cast(schema))
         except (OSError, KeyError, pyarrow.ArrowException) as problem:
             refuse(f"{file}, which cannot be read ({_why(problem)})", "a Parquet part of the table", "the run again")

@@ -1,7 +1,9 @@
 """The documentation is code too: its blocks run, its links resolve, it misses no public name."""
 
 import inspect
+import json
 import re
+import runpy
 import types
 from pathlib import Path
 
@@ -91,3 +93,10 @@ def test_mkdocs_names_every_page():
 def test_every_page_is_utf8_without_machine_paths():
     for page in PAGES:
         assert not re.search(r"/work/|/root/|/home/", page.read_text(encoding="utf-8")), page
+
+
+def test_the_benchmark_page_is_drawn_from_its_files():
+    drawn = runpy.run_path(str(ROOT / "scripts" / "benchmark_page.py"))
+    read = lambda name: json.loads((drawn["FOLDER"] / name).read_text(encoding="utf-8"))
+    expected = drawn["page"](read("whisper_speed.json"), read("wer.json"))
+    assert (ROOT / "docs/benchmarks/whisper.md").read_text(encoding="utf-8") == expected

@@ -49,6 +49,7 @@ RANK = {
     "summary": 6,
     "verification": 7,
     "measure": 8,
+    "transcription": 8,
     "check": 9,
     "stressed": 9,
     "demo": 9,

@@ -110,7 +110,6 @@ def test_vocabulary_without_no_speech_token_says_none(model, decoded):
 @pytest.mark.parametrize(
     ("audio", "word"),
     [
-        (np.zeros(7 * 2 * 160 + 1), "at most one window, 0.14 s"),
         (np.zeros(0), "empty"),
         (np.asarray([0.0, np.nan]), "not finite"),
         (np.zeros((2, 3)), "shape"),
@@ -123,10 +122,20 @@ def test_unusable_audio_is_refused(model, audio, word):
         whisper.transcribe(model, audio)
 
 
+def test_one_window_is_encoded_and_no_more(model):
+    with pytest.raises(InputError, match=r"at most one window, 0\.14 s"):
+        whisper.encode_audio(model, np.zeros(7 * 2 * 160 + 1))
+
+
 def test_a_window_of_sound_is_transcribed(model):
-    result = whisper.transcribe(model, 0.1 * np.random.default_rng(0).standard_normal(7 * 2 * 160))
+    sound = 0.1 * np.random.default_rng(0).standard_normal(7 * 2 * 160)
+    result = whisper.transcribe(model, sound)
     assert result.duration == 0.14
-    assert len(result.sequence) <= 14
+    (window,) = result.windows
+    alone = whisper.transcriptions(model, whisper.greedy(model, whisper.encode_audio(model, sound)[0][None]), [0.14])
+    assert window == alone[0]
+    assert result.tokens == window.tokens and result.avg_logprob == window.avg_logprob
+    assert result.no_speech_prob == window.no_speech_prob and result.text == window.text
 
 
 # Real digits. The model knows thirteen words, so its transcripts mean something on digits only.
@@ -157,8 +166,8 @@ def test_digit_strings_are_heard(digits, recordings, string):
     result = whisper.transcribe(digits, concatenate([load_audio(path)[0] for path, _ in clips], gap_seconds=0.1))
     assert result.text == " ".join(word for _, word in clips)
     assert result.finished
-    assert result.sequence[:2] == (11, 12)
-    assert result.sequence[-1] == 10
+    assert result.windows[0].sequence[:2] == (11, 12)
+    assert result.windows[0].sequence[-1] == 10
     assert result.no_speech_prob is None
 
 
@@ -167,12 +176,15 @@ def test_single_digit_file_is_heard(digits, recordings):
     assert whisper.transcribe(digits, path).text == word
 
 
-def test_long_files_are_refused(digits, tmp_path):
-    import soundfile
-
-    soundfile.write(tmp_path / "long.wav", np.zeros(31 * 16_000), 16_000)
-    with pytest.raises(InputError, match=r"31\.00 s"):
-        whisper.transcribe(digits, tmp_path / "long.wav")
+@pytest.mark.slow
+def test_long_recordings_are_read_in_windows(digits, recordings):
+    """A vocabulary without timestamps: digits in the second window are heard there."""
+    first, second = (load_audio(recordings[name][0])[0] for name in ("7_jackson_0", "3_lucas_0"))
+    sound = np.zeros(40 * 16_000, np.float32)
+    sound[: first.size], sound[30 * 16_000 : 30 * 16_000 + second.size] = first, second
+    result = whisper.transcribe(digits, sound)
+    assert [(s.text, s.start, s.end) for s in result.segments] == [("seven", 0.0, 30.0), ("three", 30.0, 40.0)]
+    assert result.text == "seven three" and result.duration == 40.0
 
 
 def test_tokenizer_of_words_puts_spaces(digits):

@@ -125,6 +125,78 @@ def test_wrong_windows_are_refused(model):
         model.encode(jnp.zeros((8, 13)))
 
 
+# What a run keeps.
+
+
+def test_a_record_keeps_what_it_names_and_nothing_else(model, context, run):
+    wanted = whisper.Record(mlp=True, residual=True, layers=(0, 2))
+    some = whisper.decoder_pass(
+        model.parameters["decoder"], jnp.asarray(TOKENS), context, heads=DIMS.decoder_heads, record=wanted
+    )
+    assert distance(some.mlp, run.mlp[jnp.asarray([0, 2])]) == 0
+    assert distance(some.residual, run.residual[jnp.asarray([0, 1, 3])]) == 0
+    absent = ("keys", "values", "self_attention", "cross_attention", "logits")
+    assert all(getattr(some, name) is None for name in absent)
+
+
+@pytest.mark.parametrize("part", ["self_attention", "cross_attention", "mlp", "residual", "logits"])
+def test_every_part_alone_is_the_same_part(model, context, run, part):
+    wanted = whisper.Record(**{part: True})
+    alone = whisper.decoder_pass(
+        model.parameters["decoder"], jnp.asarray(TOKENS), context, heads=DIMS.decoder_heads, record=wanted
+    )
+    assert distance(getattr(alone, part), getattr(run, part)) < 1e-13
+    assert len(jax.tree.leaves(alone)) == 1
+
+
+def test_the_encoder_is_recorded_as_it_runs(model):
+    mel = jax.random.normal(jax.random.key(2), (8, 14), "float64")
+    found = whisper.encoder_pass(model.parameters["encoder"], mel, heads=DIMS.encoder_heads)
+    assert distance(found.context, model.encode(mel)) < 1e-13
+    assert distance(found.residual[:-1] + found.self_attention + found.mlp, found.residual[1:]) < 1e-13
+    first = whisper.Record(self_attention=True, layers=(0,))
+    some = whisper.encoder_pass(model.parameters["encoder"], mel, heads=DIMS.encoder_heads, record=first)
+    assert distance(some.self_attention, found.self_attention[:1]) < 1e-13
+    assert some.residual is None and some.mlp is None
+
+
+def test_records_run_over_batches(model, context, run):
+    wanted = whisper.Record(cross_attention=True)
+    one = lambda tokens: whisper.decoder_pass(
+        model.parameters["decoder"], tokens, context, heads=DIMS.decoder_heads, record=wanted
+    )
+    both = jax.vmap(one)(jnp.asarray([TOKENS, TOKENS[::-1]]))
+    assert both.cross_attention.shape == (2, 3, 5, 16)
+    assert distance(both.cross_attention[0], run.cross_attention) < 1e-13
+
+
+def test_records_that_make_no_sense_are_refused(model, context):
+    for layers in ((1, 0), (0, 0), (-1,)):
+        with pytest.raises(InputError, match="block numbers"):
+            whisper.Record(layers=layers)
+    with pytest.raises(InputError, match="layer 3"):
+        whisper.decoder_pass(
+            model.parameters["decoder"],
+            jnp.asarray(TOKENS),
+            context,
+            heads=DIMS.decoder_heads,
+            record=whisper.Record(mlp=True, layers=(3,)),
+        )
+
+
+def test_batches_of_windows_are_encoded_in_turn_as_side_by_side(model, monkeypatch):
+    from spectral_theorem.whisper import passes
+
+    mel = jax.random.normal(jax.random.key(3), (3, 8, 14), "float64")
+    beside = model.encode(mel)
+    monkeypatch.setattr(passes, "_LONGEST_ON_ONE_CORE", 0)
+    passes._encoder_block.clear_cache()
+    in_turn = model.encode(mel)
+    passes._encoder_block.clear_cache()
+    assert distance(beside, in_turn) < 1e-13
+    assert distance(beside[1], model.encode(mel[1])) < 1e-13
+
+
 # The chain of one token.
 
 

@@ -3,7 +3,7 @@
 from .blocks import Cache
 from .chain import TokenLayers, token_layers
 from .checkpoint import load, random_model
-from .decode import Decoded, Transcription, encode_audio, greedy, transcribe, transcriptions
+from .decode import Decoded, greedy, language_probabilities
 from .dims import Dims
 from .family import Published, catalogue
 from .generation import Generation
@@ -15,35 +15,50 @@ from .injection import (
     injection_gram_pairs,
     injection_rows,
 )
-from .model import DecoderPass, WhisperModel, decoder_pass
+from .model import WhisperModel
+from .options import FALLBACK, DecodingOptions
+from .parallel import clip_mesh
+from .passes import DecoderPass, EncoderPass, Record, decoder_pass, encoder_pass
 from .saving import save
 from .tokenizer import Tokenizer
+from .transcript import Segment, Transcript, Transcription, transcriptions
+from .windows import encode_audio, transcribe, transcribe_many
 
 __all__ = [
+    "FALLBACK",
     "Cache",
     "CrossFactors",
     "Decoded",
     "DecoderPass",
+    "DecodingOptions",
     "Dims",
+    "EncoderPass",
     "Generation",
     "Published",
+    "Record",
+    "Segment",
     "TokenLayers",
     "Tokenizer",
+    "Transcript",
     "Transcription",
     "WhisperModel",
     "catalogue",
+    "clip_mesh",
     "cross_factors",
     "decoder_pass",
     "encode_audio",
+    "encoder_pass",
     "greedy",
     "injection_frame_sum",
     "injection_gram",
     "injection_gram_pairs",
     "injection_rows",
+    "language_probabilities",
     "load",
     "random_model",
     "save",
     "token_layers",
     "transcribe",
+    "transcribe_many",
     "transcriptions",
 ]

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..types import refuse
+from ..types import container, refuse
 from . import blocks
 from .blocks import Cache, Parameters
-from .model import DecoderPass, WhisperModel, decoder_pass
+from .model import WhisperModel
+from .passes import Record, decoder_records
 
 Layer = Callable[[Float[Array, " width"], Float[Array, "frames width"]], Float[Array, " width"]]
 _BUCKET = 32
@@ -137,12 +138,27 @@ def token_layers(
     return TokenLayers(tuple(layers), tuple(names), run.residual[0, position], jnp.asarray(encoder_output), position)
 
 
-def run_tokens(model: WhisperModel, encoder_output: Array, tokens: Sequence[int], position: int) -> DecoderPass:
+@container
+class TokenRun:
+    """Hold what the layers of a token need of a decoder run.
+
+    Attributes
+    ----------
+    residual : (L+1, n, D)  residual stream before the first block and after each.
+    keys, values : (L, n, H, D/H)  self-attention's, per block.
+    """
+
+    residual: Float[Array, "L1 n width"]
+    keys: Float[Array, "L n heads size"]
+    values: Float[Array, "L n heads size"]
+
+
+def run_tokens(model: WhisperModel, encoder_output: Array, tokens: Sequence[int], position: int) -> TokenRun:
     """Run the decoder up to a position, after checking what a user passed.
 
     Returns
     -------
-    DecoderPass
+    TokenRun
         Of a padded sequence; rows beyond `position` mean nothing.
     """
     dims = model.dims
@@ -164,4 +180,9 @@ def run_tokens(model: WhisperModel, encoder_output: Array, tokens: Sequence[int]
         )
     padded = np.zeros(min(-(-len(ids) // _BUCKET) * _BUCKET, dims.positions), np.int32)
     padded[: len(ids)] = ids
-    return decoder_pass(model.parameters["decoder"], jnp.asarray(padded), encoder_output, heads=dims.decoder_heads)
+    wanted = Record(residual=True, keys_values=True)
+    return TokenRun(
+        **decoder_records(
+            model.parameters["decoder"], jnp.asarray(padded), encoder_output, heads=dims.decoder_heads, record=wanted
+        )
+    )

@@ -1,86 +1,41 @@
-"""Transcribe: greedy decoding with a key-value cache, compiled once per shape."""
+"""Decode: one compiled loop that takes the likeliest token or draws one, with cached keys and values."""
 
 import dataclasses
 import functools
-import math
-import os
-import zlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from ..audio import SAMPLE_RATE, load_audio, log_mel
 from ..types import container, refuse
-from . import blocks
-from .blocks import Cache, Parameters
+from . import rules
+from .blocks import Parameters
+from .cached import advance, cross_caches, empty_caches
 from .generation import Generation
-from .model import WhisperModel, embed, read_out
-
-
-@dataclasses.dataclass(frozen=True)
-class Transcription:
-    """Hold what a model made of one clip.
-
-    Attributes
-    ----------
-    text : the transcript; ids in angle brackets when the model has no tokenizer.
-    tokens : generated ids, without prompt and end-of-text.
-    token_logprobs : log-probability of each generated token, end-of-text included, in nats.
-    sequence : prompt, generated ids, end-of-text if it was reached.
-    prompt_length : tokens of the prompt.
-    finished : whether end-of-text was reached before the length limit.
-    avg_logprob : sum of token_logprobs over (number of tokens + 1), in nats.
-    no_speech_prob : probability of the no-speech token after start-of-transcript, or None when
-        the vocabulary has no such token.
-    compression_ratio : bytes of the text over bytes of its zlib form; 0 for an empty text.
-    duration : seconds of audio.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    token_logprobs: tuple[float, ...]
-    sequence: tuple[int, ...]
-    prompt_length: int
-    finished: bool
-    avg_logprob: float
-    no_speech_prob: float | None
-    compression_ratio: float
-    duration: float
-
-    @property
-    def steps(self) -> int:
-        """Number of generated tokens, end-of-text included."""
-        return len(self.sequence) - self.prompt_length
-
-    def position(self, step: int) -> int:
-        """Return the residual position that predicts the generated token `step`, from 0.
-
-        Raises
-        ------
-        InputError
-            If the transcript has no such step.
-        """
-        if not 0 <= step < self.steps:
-            refuse(f"step {step}", f"0 to {self.steps - 1}, the steps of this transcript", "--step 0")
-        return self.prompt_length - 1 + step
+from .model import WhisperModel
+from .options import TIMESTAMP_SECONDS
+from .parallel import over_clips
+from .passes import read_out
 
 
 @container
 class Decoded:
-    """Hold a batch of greedily decoded sequences.
+    """Hold a batch of decoded sequences.
 
     Attributes
     ----------
-    tokens : (B, T) int32  prompt, then generated tokens; end-of-text fills the rest.
+    tokens : (B, T) int32  prompt, then generated tokens; end-of-text fills the rest, and the places
+        at the left that a shorter prompt leaves.
     logprobs : (B, T)  log-probability of each generated token; 0 elsewhere.
-    length : (B,) int32  tokens in use, end-of-text included if it was reached.
+    length : (B,) int32  places in use up to the last, end-of-text included if it was reached.
     finished : (B,) bool
     no_speech : (B,)  probability of the no-speech token, NaN when there is none.
+    start : (B,) int32  place of the first generated token.
+    pad : (B,) int32  places at the left that hold nothing.
     """
 
     tokens: Int[Array, "batch length"]
@@ -88,180 +43,247 @@ class Decoded:
     length: Int[Array, " batch"]
     finished: Bool[Array, " batch"]
     no_speech: Float[Array, " batch"]
+    start: Int[Array, " batch"]
+    pad: Int[Array, " batch"]
 
 
-def greedy(model: WhisperModel, context: Float[Array, "batch frames width"]) -> Decoded:
+@dataclasses.dataclass(frozen=True)
+class LoopSettings:
+    """Hold what the compiled loop depends on; another value compiles another loop.
+
+    Parameters
+    ----------
+    generation : tokens that are suppressed, end, no-speech.
+    heads : of the decoder.
+    tail : tokens of the prompt from start-of-transcript on.
+    new : most tokens to generate.
+    timestamps : whether the rules of timestamps apply.
+    initial_limit : first timestamp at most, in steps of 0.02 s, or None.
+    drawn : whether tokens are drawn, at a temperature, rather than the likeliest taken.
+    forced : never choose end-of-text, so that the loop runs to its end; for measurements of speed.
+    """
+
+    generation: Generation
+    heads: int
+    tail: int
+    new: int
+    timestamps: bool = False
+    initial_limit: int | None = None
+    drawn: bool = False
+    forced: bool = False
+
+
+def greedy(model: WhisperModel, context: Float[Array, "batch frames width"], *, mesh: Mesh | None = None) -> Decoded:
     """Decode a batch of encoder outputs, taking the likeliest token at every step.
 
     Parameters
     ----------
     model : prompt, suppressed tokens and longest length come from `model.generation`.
     context : (B, F, D) encoder outputs.
+    mesh : devices to share the batch, from `clip_mesh`.
 
     Returns
     -------
     Decoded
         Log-probabilities are those after suppression.
     """
-    dims = model.dims
-    return _greedy(model.parameters["decoder"], context, generation=model.generation, heads=dims.decoder_heads)
+    prompts = [model.generation.prompt] * context.shape[0]
+    return decode(model, context, prompts, mesh=mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("generation", "heads"))
-def _greedy(
-    parameters: Parameters, context: Float[Array, "batch frames width"], *, generation: Generation, heads: int
+def decode(
+    model: WhisperModel,
+    context: Float[Array, "batch frames width"],
+    prompts: Sequence[Sequence[int]],
+    *,
+    tail: int | None = None,
+    width: int | None = None,
+    new: int | None = None,
+    timestamps: bool = False,
+    max_initial_timestamp: float | None = 1.0,
+    temperature: float = 0.0,
+    keys: Key[Array, " batch"] | None = None,
+    mesh: Mesh | None = None,
+    forced: bool = False,
+    parameters: Parameters | None = None,
 ) -> Decoded:
-    layers = [parameters["layers"][index] for index in sorted(parameters["layers"])]
-    cross = [jax.vmap(lambda c, p=p: blocks.cross_keys_values(p, c, heads))(context) for p in layers]
-    batch, _, width = context.shape
-    longest, prompt = generation.longest, generation.prompt
-    vocabulary = parameters["embed_tokens"]["embedding"].shape[0]
-    wide = jnp.promote_types(context.dtype, jnp.float32)
-    never = _mask(vocabulary, generation.suppress, wide)
-    first = never + _mask(vocabulary, generation.suppress_first, wide)
+    r"""Decode a batch of encoder outputs, each after its own prompt.
 
-    def step(state: Any) -> Any:
-        i, tokens, logprobs, finished, no_speech, caches = state
-        h = embed(parameters, tokens[:, i], i)
-        kept = []
-        for p, (keys, values), kv in zip(layers, caches, cross, strict=True):
-            h, (k, v) = jax.vmap(lambda h, k, v, p=p: blocks.self_attention_step(p, h, Cache(k, v, i)))(h, keys, values)
-            kept.append((keys.at[:, i].set(k), values.at[:, i].set(v)))
-            h = jax.vmap(lambda h, kv, p=p: blocks.cross_attention_rows(p, h[None], kv, heads)[0])(h, kv)
-            h = blocks.mlp(p, h)
-        logits = read_out(parameters, h).astype(wide)
-        if generation.no_speech is not None:
-            spoken = jax.nn.softmax(logits)[:, generation.no_speech]
-            no_speech = jnp.where(i == 0, spoken, no_speech)
-        scores = jax.nn.log_softmax(logits + jnp.where(i + 1 == len(prompt), first, never))
-        choice = jnp.where(finished, generation.end, scores.argmax(-1)).astype(tokens.dtype)
-        forced = i + 1 < len(prompt)
-        chosen = jnp.where(forced, tokens[:, i + 1], choice)
-        gained = jnp.take_along_axis(scores, chosen[:, None], axis=1)[:, 0]
-        logprobs = logprobs.at[:, i + 1].set(jnp.where(forced | finished, 0.0, gained))
-        finished = finished | (~forced & (chosen == generation.end))
-        return i + 1, tokens.at[:, i + 1].set(chosen), logprobs, finished, no_speech, kept
-
-    start = np.full(longest, generation.end, np.int32)
-    start[: len(prompt)] = prompt
-    empty = jnp.zeros((batch, longest, heads, width // heads), context.dtype)
-    state = (
-        jnp.asarray(0, jnp.int32),
-        jnp.tile(jnp.asarray(start), (batch, 1)),
-        jnp.zeros((batch, longest), wide),
-        jnp.zeros(batch, bool),
-        jnp.full(batch, jnp.nan, wide),
-        [(empty, empty) for _ in layers],
-    )
-    going = lambda state: (state[0] + 1 < longest) & ~state[3].all()
-    _, tokens, logprobs, finished, no_speech, _ = jax.lax.while_loop(going, step, state)
-    generated = (tokens[:, len(prompt) :] != generation.end).sum(1).astype(jnp.int32)
-    return Decoded(tokens, logprobs, len(prompt) + generated + finished, finished, no_speech)
-
-
-def _mask(vocabulary: int, ids: Sequence[int], dtype: Any) -> Float[Array, " vocabulary"]:
-    mask = np.zeros(vocabulary)
-    mask[list(ids)] = -np.inf
-    return jnp.asarray(mask, dtype)
-
-
-def encode_audio(
-    model: WhisperModel, audio: str | os.PathLike[str] | Array | np.ndarray
-) -> tuple[Float[Array, "frames width"], float]:
-    """Return the encoder output of one clip, and the clip's length in seconds.
+    .. math:: x_{t} = \arg\max_x \ell_t(x), \quad\text{or}\quad x_{t} \sim \mathrm{softmax}(\ell_t/\tau)
 
     Parameters
     ----------
     model : any Whisper.
-    audio : a sound file, or (n,) samples at 16 kHz.
+    context : (B, F, D) encoder outputs.
+    prompts : ids of each row, of any lengths; shorter ones are filled up at the left.
+    tail : tokens of a prompt from start-of-transcript on, the same in all; all of it by default.
+    width : fill prompts up to this length; by default the longest one's.
+    new : most tokens to generate; by default as many as `generation.longest` has room for.
+    timestamps : whether the rules of timestamps apply (`rules.keep_timestamps`).
+    max_initial_timestamp : in seconds, or None.
+    temperature : tau; 0 takes the likeliest token.
+    keys : (B,) PRNG keys, one per row; needed when the temperature is positive.
+    mesh : devices to share the batch, from `clip_mesh`.
+    forced : never end: generate all `new` tokens, for measurements of speed.
+    parameters : of the decoder, when they were put on the devices before.
 
     Returns
     -------
-    context : (F, D), in the model's dtype.
-    seconds : float
+    Decoded
+        Log-probabilities are those after suppression, at temperature 1.
 
     Raises
     ------
     InputError
-        If the audio cannot be used, or is longer than one window of the model (30 s).
+        If prompts leave no room, or keys are missing.
 
     Notes
     -----
-    The spectrogram is computed in float64 when JAX's 64-bit mode is on, whatever the model's dtype.
+    One loop with key-value caches, compiled per shape. A row depends on no other row: it decodes
+    alone as in a batch, up to rounding.
     """
-    if isinstance(audio, str | os.PathLike):
-        samples, _ = load_audio(Path(audio))
-        name = str(audio)
-    else:
-        samples, name = np.asarray(audio), "audio"
-        if samples.dtype not in (np.float32, np.float64) or samples.ndim != 1:
-            refuse(
-                f"{name} of shape {samples.shape}, {samples.dtype}", "(n,) float samples at 16 kHz", "load_audio(path)"
-            )
-        if samples.size == 0 or not np.isfinite(samples).all():
-            refuse(f"{name} that is empty or not finite", "finite samples", "load_audio(path)")
-    window = model.dims.window_samples
-    if samples.size > window:
+    generation, dims = model.generation, model.dims
+    longest = max(*map(len, prompts), width or 0)
+    shortest = min(len(prompt) for prompt in prompts)
+    tail = shortest if tail is None else tail
+    new = generation.longest - longest if new is None else new
+    if not 1 <= tail <= shortest or new < 1 or longest + new > dims.positions:
         refuse(
-            f"{name} of {samples.size / SAMPLE_RATE:.2f} s",
-            f"at most one window, {window / SAMPLE_RATE:g} s",
-            "cutting it into windows",
+            f"prompts of {shortest} to {longest} tokens and {new} new ones",
+            f"at least one of each, together at most {dims.positions}, the model's positions",
+            "shorter prompts",
         )
-    widest = np.float64 if jax.config.jax_enable_x64 else np.float32  # pyright: ignore[reportAttributeAccessIssue]
-    mel = log_mel(samples.astype(widest), model.dims.mels, length=window)
-    return model.encode(mel), samples.size / SAMPLE_RATE
+    if temperature > 0 and keys is None:
+        refuse(f"temperature={temperature} without keys", "one PRNG key per row", "jax.random.split(key, batch)")
+    table = np.full((len(prompts), longest), generation.end, np.int32)
+    for row, prompt in zip(table, prompts, strict=True):
+        row[longest - len(prompt) :] = prompt
+    limit = None if max_initial_timestamp is None else round(max_initial_timestamp / TIMESTAMP_SECONDS)
+    settings = LoopSettings(
+        generation=generation,
+        heads=dims.decoder_heads,
+        tail=tail,
+        new=new,
+        timestamps=timestamps,
+        initial_limit=limit if timestamps else None,
+        drawn=temperature > 0,
+        forced=forced,
+    )
+    pad = jnp.asarray([longest - len(prompt) for prompt in prompts], jnp.int32)
+    rows = (context, jnp.asarray(table), pad, keys if settings.drawn else None)
+    shared = (model.parameters["decoder"] if parameters is None else parameters, jnp.float32(temperature))
+    return over_clips(_loop(settings), mesh, shared, rows)
 
 
-def transcribe(model: WhisperModel, audio: str | os.PathLike[str] | Array | np.ndarray) -> Transcription:
-    """Transcribe one clip of at most one window (30 s), greedily.
+@functools.lru_cache(maxsize=64)
+def _loop(settings: LoopSettings) -> Any:
+    """Return the compiled loop of given settings, always the same object."""
+    return jax.jit(functools.partial(_decode, settings=settings))
+
+
+def _decode(shared: Any, rows: Any, *, settings: LoopSettings) -> Decoded:
+    (parameters, temperature), (context, prompts, pad, keys) = shared, rows
+    generation, heads = settings.generation, settings.heads
+    layers = [parameters["layers"][index] for index in sorted(parameters["layers"])]
+    vocabulary = parameters["embed_tokens"]["embedding"].shape[0]
+    wide = jnp.promote_types(context.dtype, jnp.float32)
+    batch, _, width = context.shape
+    begin = prompts.shape[1]
+    longest = begin + settings.new
+    cross = cross_caches(layers, context, heads)
+    caches = empty_caches(layers, batch, longest, width, heads, context.dtype)
+    never = rules.forbidden(vocabulary, generation.suppress, wide)
+    if settings.forced:
+        never = never + rules.forbidden(vocabulary, [generation.end], wide)
+    first = never + rules.forbidden(vocabulary, generation.suppress_first, wide)
+
+    def choose(logits: Array, count: Array, tokens: Array, latest: Array, mask: Array) -> tuple[Array, Array]:
+        """Return the next token of every row, and its log-probability."""
+        scores = logits.astype(wide) + mask
+        if settings.timestamps and generation.first_timestamp is not None:
+            if generation.no_timestamps is not None:
+                scores = scores.at[:, generation.no_timestamps].set(-jnp.inf)
+            generated = lambda back: jnp.where(count >= back, tokens[:, begin + count - back], rules.NONE)
+            keep = functools.partial(
+                rules.keep_timestamps,
+                first=generation.first_timestamp,
+                end=generation.end,
+                initial_limit=settings.initial_limit,
+            )
+            scores = jax.vmap(keep)(scores, generated(1), generated(2), latest)
+        if settings.drawn:
+            step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, count)
+            noise = jax.vmap(lambda key: jax.random.gumbel(key, (vocabulary,), wide))(step_keys)
+            chosen = jnp.argmax(scores / temperature.astype(wide) + noise, axis=-1).astype(jnp.int32)
+        else:
+            chosen = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+        # Relative to the chosen token: of a token that is nearly certain, no digits are lost.
+        gained = -jax.nn.logsumexp(scores - jnp.take_along_axis(scores, chosen[:, None], axis=1), axis=-1)
+        return chosen, gained
+
+    def note(state: Any, logits: Array, mask: Array) -> Any:
+        """Add the next token to every row that has not ended."""
+        count, tokens, logprobs, finished, latest, caches = state
+        chosen, gained = choose(logits, count, tokens, latest, mask)
+        chosen = jnp.where(finished, generation.end, chosen)
+        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, chosen[:, None], begin + count, axis=1)
+        gained = jnp.where(finished, 0.0, gained)
+        logprobs = jax.lax.dynamic_update_slice_in_dim(logprobs, gained[:, None], begin + count, axis=1)
+        if generation.first_timestamp is not None:
+            latest = jnp.where(~finished & (chosen >= generation.first_timestamp), chosen, latest)
+        return count + 1, tokens, logprobs, finished | (chosen == generation.end), latest, caches
+
+    def step(state: Any) -> Any:
+        count, tokens, *_, caches = state
+        place = begin + count - 1
+        newest = jax.lax.dynamic_slice_in_dim(tokens, place, 1, axis=1)
+        h, caches = advance(parameters, layers, newest, place, pad, caches, cross, heads)
+        return note((*state[:-1], caches), read_out(parameters, h[:, 0]), never)
+
+    h, caches = advance(parameters, layers, prompts, 0, pad, caches, cross, heads)
+    no_speech = jnp.full(batch, jnp.nan, wide)
+    if generation.no_speech is not None:
+        opening = read_out(parameters, h[:, begin - settings.tail]).astype(wide)
+        no_speech = jax.nn.softmax(opening, axis=-1)[:, generation.no_speech]
+    state = (
+        jnp.asarray(0, jnp.int32),
+        jnp.pad(prompts, ((0, 0), (0, settings.new)), constant_values=generation.end),
+        jnp.zeros((batch, longest), wide),
+        jnp.zeros(batch, bool),
+        jnp.full(batch, rules.NONE, jnp.int32),
+        caches,
+    )
+    state = note(state, read_out(parameters, h[:, -1]), first)
+    going = lambda state: (state[0] < settings.new) & ~state[3].all()
+    _, tokens, logprobs, finished, _, _ = jax.lax.while_loop(going, step, state)
+    generated = (tokens[:, begin:] != generation.end).sum(1).astype(jnp.int32)
+    start = jnp.full(batch, begin, jnp.int32)
+    return Decoded(tokens, logprobs, begin + generated + finished, finished, no_speech, start, pad)
+
+
+def language_probabilities(
+    model: WhisperModel, context: Float[Array, "batch frames width"]
+) -> Float[Array, "batch languages"]:
+    """Return how likely each language is, from the first token after start-of-transcript.
 
     Parameters
     ----------
-    model : any Whisper.
-    audio : a sound file, or (n,) samples at 16 kHz.
+    model : a multilingual Whisper.
+    context : (B, F, D) encoder outputs.
 
     Returns
     -------
-    Transcription
+    probabilities : (B, number of languages), in the order of `model.generation.languages`; they sum to 1.
 
     Raises
     ------
     InputError
-        If the audio cannot be used, or is longer than one window.
+        If the model is English-only.
     """
-    context, seconds = encode_audio(model, audio)
-    return transcriptions(model, greedy(model, context[None]), [seconds])[0]
-
-
-def transcriptions(model: WhisperModel, decoded: Decoded, durations: Sequence[float]) -> list[Transcription]:
-    """Turn a decoded batch into transcripts.
-
-    Parameters
-    ----------
-    model : the model that decoded it.
-    decoded : of B clips.
-    durations : B lengths in seconds.
-    """
-    start, results = len(model.generation.prompt), []
-    arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(decoded)]
-    for tokens, logprobs, length, finished, no_speech, seconds in zip(*arrays, durations, strict=True):
-        sequence = tuple(map(int, tokens[:length]))
-        kept = sequence[start : length - bool(finished)]
-        text = model.tokenizer.decode(kept) if model.tokenizer else " ".join(f"<{id}>" for id in kept)
-        scores = tuple(map(float, logprobs[start:length]))
-        raw = text.encode()
-        results.append(
-            Transcription(
-                text=text,
-                tokens=kept,
-                token_logprobs=scores,
-                sequence=sequence,
-                prompt_length=start,
-                finished=bool(finished),
-                avg_logprob=math.fsum(scores) / (len(kept) + 1),
-                no_speech_prob=None if math.isnan(no_speech) else float(no_speech),
-                compression_ratio=len(raw) / len(zlib.compress(raw)) if raw else 0.0,
-                duration=float(seconds),
-            )
-        )
-    return results
+    generation = model.generation
+    if not generation.multilingual:
+        refuse("an English-only model", "a multilingual one", "language='en'")
+    ids = np.asarray([id for _, id in generation.languages])
+    tokens = jnp.full((context.shape[0], 1), generation.prompt[0], jnp.int32)
+    logits = model.logits(tokens, context)[:, 0, ids]
+    return jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1)

@@ -9,6 +9,7 @@ from .dims import Dims
 from .tokenizer import Tokenizer
 
 _NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")
+_TIMESTAMPS = 1501  # 0.00 to 30.00 s, 0.02 s apart
 _SMALLEST_MULTILINGUAL = 51_865
 _HINT = "tokenizer, configs and weights of one model"
 
@@ -25,6 +26,13 @@ class Generation:
     suppress_first : ids not generated as the first token.
     longest : longest sequence, prompt and end-of-text included.
     no_speech : id whose probability after start-of-transcript says "no speech", or None.
+    languages, tasks : code or name and id of every language and task, in the order of the
+        vocabulary; empty when the model is English-only.
+    language : the language of `prompt` if the checkpoint or the caller fixed one, else None: then
+        it may be detected.
+    no_timestamps : id that ends a prompt for text without timestamps, or None.
+    first_timestamp : id of 0.00 s, 0.02 s before the next; None when there are no timestamps.
+    previous : id that starts a prompt with earlier text, or None.
 
     Examples
     --------
@@ -38,6 +46,17 @@ class Generation:
     suppress_first: tuple[int, ...] = ()
     longest: int = 448
     no_speech: int | None = None
+    languages: tuple[tuple[str, int], ...] = ()
+    tasks: tuple[tuple[str, int], ...] = ()
+    language: str | None = None
+    no_timestamps: int | None = None
+    first_timestamp: int | None = None
+    previous: int | None = None
+
+    @property
+    def multilingual(self) -> bool:
+        """Whether a prompt names a language and a task."""
+        return bool(self.languages)
 
 
 def read_generation(
@@ -72,8 +91,11 @@ def read_generation(
     start, end = (_id(described, key, dims) for key in ("decoder_start_token_id", "eos_token_id"))
     multilingual = described.get("is_multilingual", dims.vocabulary >= _SMALLEST_MULTILINGUAL)
     forced = _forced(described, dims)
+    chosen = language
     if forced is None or language is not None or task != "transcribe":
         forced = _named(tokenizer.special, bool(multilingual), language or "en", task)
+    else:
+        chosen = next((code for code, id in tokenizer.languages.items() if id in forced), None)
     prompt = (start, *forced)
     longest = described.get("max_length")
     longest = dims.positions if longest is None else longest
@@ -87,8 +109,16 @@ def read_generation(
         suppress_first=_ids(described, "begin_suppress_tokens"),
         longest=min(longest, dims.positions),
         no_speech=no_speech,
+        languages=tuple(tokenizer.languages.items()) if multilingual else (),
+        tasks=tuple(tokenizer.tasks.items()) if multilingual else (),
+        language=chosen,
+        no_timestamps=tokenizer.special.get("<|notimestamps|>"),
+        first_timestamp=_first_timestamp(tokenizer, dims),
+        previous=tokenizer.special.get("<|startofprev|>"),
     )
-    for id in (*prompt, *generation.suppress, *generation.suppress_first, no_speech or 0):
+    named = (id for _, id in (*generation.languages, *generation.tasks))
+    special = (id for id in (no_speech, generation.no_timestamps, generation.previous) if id is not None)
+    for id in (*prompt, *generation.suppress, *generation.suppress_first, *named, *special):
         if not 0 <= id < dims.vocabulary:
             refuse(f"token id {id} in the generation config", f"0 to {dims.vocabulary - 1}, the vocabulary", _HINT)
     if len(prompt) >= generation.longest:
@@ -96,6 +126,14 @@ def read_generation(
     if set(range(dims.vocabulary)) <= {*generation.suppress, *generation.suppress_first}:
         refuse("a generation config that suppresses every token", "a token left to choose", _HINT)
     return generation
+
+
+def _first_timestamp(tokenizer: Tokenizer, dims: Dims) -> int | None:
+    """Find 0.00 s: by its name, or behind the no-timestamps token, where older files leave the ids without names."""
+    first = tokenizer.first_timestamp
+    if first is None and "<|notimestamps|>" in tokenizer.special:
+        first = tokenizer.special["<|notimestamps|>"] + 1
+    return first if first is not None and first + _TIMESTAMPS <= dims.vocabulary else None
 
 
 def _id(described: Mapping[str, Any], key: str, dims: Dims) -> int:

@@ -1,23 +1,20 @@
 """Hold Whisper as Flax NNX modules, and run it whole.
 
 Modules hold parameters under the names of the published checkpoints; what they compute is in
-`blocks`, as pure functions of those parameters.
+`blocks` and `passes`, as pure functions of those parameters.
 """
 
 import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ..types import container, refuse
-from . import blocks
-from .blocks import Parameters
+from ..types import refuse
 from .dims import Dims
 from .generation import Generation
+from .passes import Record, decoder_records, encode
 from .tokenizer import Tokenizer
 
 
@@ -153,8 +150,10 @@ class WhisperModel(nnx.Module):
         self, tokens: Int[Array, "*batch n"], context: Float[Array, "*batch frames width"]
     ) -> Float[Array, "*batch n vocabulary"]:
         """Return the logits after every token of a given sequence, without any suppression."""
-        one = functools.partial(decoder_pass, self.parameters["decoder"], heads=self.dims.decoder_heads)
-        run = lambda t, c: one(t, c).logits
+        heads = self.dims.decoder_heads
+        wanted = Record(logits=True)
+        one = functools.partial(decoder_records, self.parameters["decoder"], heads=heads, record=wanted)
+        run = lambda t, c: one(t, c)["logits"]
         for _ in range(tokens.ndim - 1):
             run = jax.vmap(run)
         return run(tokens, context)
@@ -164,127 +163,3 @@ class WhisperModel(nnx.Module):
     ) -> Float[Array, "*batch n vocabulary"]:
         """Return the logits of a token sequence given a log-mel window."""
         return self.logits(tokens, self.encode(mel))
-
-
-def over_batch(function: Any, rank: int, x: Any) -> Any:
-    """Map a function of one example over whatever leading axes x has."""
-    for _ in range(x.ndim - rank):
-        function = jax.vmap(function)
-    return function(x)
-
-
-@jax.jit
-def _stem(parameters: Parameters, mel: Float[Array, "*batch mels frames2"]) -> Float[Array, "*batch frames width"]:
-    return over_batch(functools.partial(blocks.encoder_stem, parameters), 2, mel)
-
-
-@functools.partial(jax.jit, static_argnames="heads")
-def _encoder_block(
-    parameters: Parameters, x: Float[Array, "*batch frames width"], heads: int
-) -> Float[Array, "*batch frames width"]:
-    return over_batch(functools.partial(blocks.encoder_block, parameters, heads=heads), 2, x)
-
-
-_norm = jax.jit(blocks.layer_norm)
-
-
-def encode(
-    parameters: Parameters, mel: Float[Array, "*batch mels frames2"], *, heads: int
-) -> Float[Array, "*batch frames width"]:
-    """Run the encoder on log-mel windows.
-
-    Parameters
-    ----------
-    parameters : of the encoder.
-    mel : (..., mels, 2F), in the dtype of the parameters.
-    heads : attention heads per block.
-
-    Returns
-    -------
-    context : (..., F, D), after the last LayerNorm; what the decoder sees.
-
-    Notes
-    -----
-    One compiled block serves all layers, so compile time does not grow with depth.
-    """
-    x = _stem({name: parameters[name] for name in ("conv1", "conv2", "embed_positions")}, mel)
-    for index in sorted(parameters["layers"]):
-        x = _encoder_block(parameters["layers"][index], x, heads)
-    return _norm(parameters["layer_norm"], x)
-
-
-@container
-class DecoderPass:
-    """Hold a decoder run over a whole token sequence.
-
-    Attributes
-    ----------
-    residual : (L+1, n, D)  residual stream before the first block and after each.
-    keys, values : (L, n, H, D/H)  self-attention's, per layer.
-    self_attention, cross_attention, mlp : (L, n, D)  what each sub-block added.
-    logits : (n, vocabulary)
-    """
-
-    residual: Float[Array, "*batch L1 n width"]
-    keys: Float[Array, "*batch L n heads size"]
-    values: Float[Array, "*batch L n heads size"]
-    self_attention: Float[Array, "*batch L n width"]
-    cross_attention: Float[Array, "*batch L n width"]
-    mlp: Float[Array, "*batch L n width"]
-    logits: Float[Array, "*batch n vocabulary"]
-
-
-@jax.jit
-def embed(parameters: Parameters, token: Any, position: Any) -> Float[Array, "*rows width"]:
-    """Return the first residual state of tokens at positions."""
-    return parameters["embed_tokens"]["embedding"][token] + parameters["embed_positions"]["embedding"][position]
-
-
-def read_out(parameters: Parameters, h: Float[Array, "*rows width"]) -> Float[Array, "*rows vocabulary"]:
-    """Return the logits of residual states after the last block."""
-    y = blocks.layer_norm(parameters["layer_norm"], h)
-    # Not a product with the transpose: in half precision XLA would keep a second, transposed float32 table on the CPU.
-    return jnp.einsum("...d,vd->...v", y, parameters["embed_tokens"]["embedding"], precision=blocks.precision(y.dtype))
-
-
-@functools.partial(jax.jit, static_argnames="heads")
-def _decoder_block(
-    parameters: Parameters, x: Float[Array, "n width"], c: Float[Array, "frames width"], heads: int
-) -> tuple[Float[Array, "n width"], dict[str, Any]]:
-    return blocks.decoder_block_sequence(parameters, x, c, heads)
-
-
-def decoder_pass(
-    parameters: Parameters, tokens: Int[Array, " n"], context: Float[Array, "frames width"], *, heads: int
-) -> DecoderPass:
-    """Run the decoder over a given token sequence and keep everything.
-
-    Parameters
-    ----------
-    parameters : of the decoder.
-    tokens : (n,) ids, prompt first; n at most the model's positions.
-    context : (F, D) encoder output.
-    heads : attention heads per block.
-
-    Returns
-    -------
-    DecoderPass
-
-    Notes
-    -----
-    One compiled block serves all layers, as in `encode`.
-    """
-    tables = {name: parameters[name] for name in ("embed_tokens", "embed_positions")}
-    x = embed(tables, tokens, np.arange(tokens.shape[0]))
-    records, first = [], x
-    for index in sorted(parameters["layers"]):
-        x, record = _decoder_block(parameters["layers"][index], x, context, heads)
-        records.append(record)
-    return _gather({name: parameters[name] for name in ("layer_norm", "embed_tokens")}, first, records)
-
-
-@jax.jit
-def _gather(parameters: Parameters, first: Float[Array, "n width"], records: list[dict[str, Any]]) -> DecoderPass:
-    stacked = {name: jnp.stack([record[name] for record in records]) for name in records[0]}
-    residual = jnp.concatenate([first[None], stacked.pop("residual")])
-    return DecoderPass(residual=residual, logits=read_out(parameters, residual[-1]), **stacked)

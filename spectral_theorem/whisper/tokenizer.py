@@ -1,6 +1,7 @@
 """Turn token ids into text and back, for any vocabulary in `tokenizer.json` form."""
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 from ..types import refuse
 
 _LARGEST_FILE = 1 << 27
+_LANGUAGE = re.compile(r"<\|([a-z]{2,3})\|>")
+_FIRST_TIMESTAMP = "<|0.00|>"
 
 
 class Tokenizer:
@@ -22,6 +25,12 @@ class Tokenizer:
     special : dict
         Text to id of every added token that is written `<|like this|>`: control tokens, languages,
         tasks and timestamps. They never appear in decoded text.
+    languages : dict
+        Two- or three-letter code to id, in the order of the vocabulary; empty in one without languages.
+    tasks : dict
+        "transcribe" and "translate" to id, as far as the vocabulary has them.
+    first_timestamp : int or None
+        Id of `<|0.00|>`; the ids after it are 0.02 s apart. None in a vocabulary without timestamps.
 
     Raises
     ------
@@ -57,6 +66,12 @@ class Tokenizer:
             for id, token in added.items()
             if token.content.startswith("<|") and token.content.endswith("|>")
         }
+        by_id = sorted(self.special.items(), key=lambda item: item[1])
+        named = [(_LANGUAGE.fullmatch(name), id) for name, id in by_id]
+        self.languages: dict[str, int] = {match[1]: id for match, id in named if match}
+        tasks = {task: f"<|{task}|>" for task in ("transcribe", "translate")}
+        self.tasks: dict[str, int] = {task: self.special[name] for task, name in tasks.items() if name in self.special}
+        self.first_timestamp: int | None = self.special.get(_FIRST_TIMESTAMP)
         self._silent = frozenset(self.special.values())
 
     @property

@@ -48,6 +48,27 @@ def greedy_tokens(model, features, end: int) -> np.ndarray:
     return np.asarray(rows)
 
 
+def greedy_batch(model, states, end: int) -> np.ndarray:
+    """Return greedy sequences of a batch of encoder states, with the reference's own cache."""
+    import torch
+
+    settings = model.generation_config
+    prompt = [settings.decoder_start_token_id, settings.no_timestamps_token_id]
+    rows = torch.tensor([prompt] * len(states))
+    ids, cache = rows, None
+    with torch.no_grad():
+        while rows.shape[1] < settings.max_length and not (rows[:, len(prompt) :] == end).any(1).all():
+            out = model(encoder_outputs=(states,), decoder_input_ids=ids, past_key_values=cache, use_cache=True)
+            scores, cache = out.logits[:, -1], out.past_key_values
+            scores[:, settings.suppress_tokens] = -torch.inf
+            if rows.shape[1] == len(prompt):
+                scores[:, settings.begin_suppress_tokens] = -torch.inf
+            ids = scores.argmax(-1)[:, None]
+            ids[(rows[:, len(prompt) :] == end).any(1)] = end
+            rows = torch.cat([rows, ids], 1)
+    return rows.numpy()
+
+
 def log_mel(n_mels: int, samples: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return the reference extractor's log-mel, by its NumPy route and by its torch route."""
     from transformers import WhisperFeatureExtractor
