@@ -1,39 +1,64 @@
-"""Turn sound into what Whisper hears: samples at 16 kHz, then a log-mel spectrogram.
+"""Turn sound files into samples at 16 kHz, whole or window by window, and back."""
 
-Everything after the samples is JAX and differentiable back to the waveform.
-"""
-
-import functools
+import io
 import math
 import os
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from .spectrogram import (
+    HOP,
+    N_FFT,
+    SAMPLE_RATE,
+    WINDOW_SAMPLES,
+    WINDOW_SECONDS,
+    log_mel,
+    mel_filters,
+    pad_or_trim,
+)
+from .storage import write_atomically
 from .types import InputError, refuse
 
-SAMPLE_RATE = 16_000
-N_FFT = 400
-HOP = 160
-WINDOW_SECONDS = 30
-WINDOW_SAMPLES = SAMPLE_RATE * WINDOW_SECONDS
+__all__ = [
+    "HOP",
+    "LONGEST_SECONDS",
+    "N_FFT",
+    "SAMPLE_RATE",
+    "WINDOW_SAMPLES",
+    "WINDOW_SECONDS",
+    "concatenate",
+    "load_audio",
+    "log_mel",
+    "mel_filters",
+    "pad_or_trim",
+    "save_audio",
+    "stream_windows",
+    "windows",
+]
+
 LONGEST_SECONDS = 7200.0
-_BLOCK = 1 << 18
+# Below, a tiny file would fill memory once resampled; above, the resampler's own filter would.
+_LOWEST_RATE, _HIGHEST_RATE = 1_000, 768_000
+_BLOCK = 1 << 18  # values read at once, all channels together
 _FORMATS = "a wav, flac, ogg or mp3 file"
 
 
 def load_audio(
-    path: str | os.PathLike[str], *, longest_seconds: int | float = LONGEST_SECONDS
+    path: str | os.PathLike[str] | bytes, *, longest_seconds: int | float = LONGEST_SECONDS
 ) -> tuple[Float[np.ndarray, " n"], int]:
     """Read a sound file as one channel at 16 kHz.
 
     Parameters
     ----------
-    path : file that libsndfile reads (wav, flac, ogg, mp3, ...), any rate, any number of channels.
+    path : file that libsndfile reads (wav, flac, ogg, mp3, ...), any number of channels, any rate
+        from 1 to 768 kHz; or the bytes of such a file.
     longest_seconds : refuse longer files before reading them.
 
     Returns
@@ -52,7 +77,8 @@ def load_audio(
     Notes
     -----
     Read block by block, so a header that promises too much allocates nothing. Resampling is
-    soxr's "VHQ". A loud file may exceed 1 slightly after resampling; nothing is clipped.
+    soxr's "VHQ". A loud file may exceed 1 slightly after resampling; nothing is clipped. Longer
+    recordings: `stream_windows`.
 
     Examples
     --------
@@ -63,42 +89,206 @@ def load_audio(
     >>> samples.shape, samples.dtype.name, rate
     ((1600,), 'float32', 16000)
     """
+    pieces = list(_pieces(path, longest_seconds))
+    if not any(piece.size for piece in pieces):
+        _refuse_nothing(path)
+    return np.concatenate(pieces), SAMPLE_RATE
+
+
+def stream_windows(
+    path: str | os.PathLike[str] | bytes, *, length: int = WINDOW_SAMPLES, hop: int | None = None
+) -> Iterator[tuple[int, Float[np.ndarray, " length"]]]:
+    """Read a recording of any length window by window, holding a few windows at a time.
+
+    Parameters
+    ----------
+    path : as `load_audio` takes it.
+    length : samples of a window at 16 kHz.
+    hop : samples from one window's start to the next; the length if absent.
+
+    Yields
+    ------
+    offset : int
+        Sample at which the window starts.
+    window : (length,) float32
+        The last one filled up with zeros. As `windows` cuts them.
+
+    Raises
+    ------
+    InputError
+        As `load_audio` does, when reading comes to it; never for the recording's length.
+
+    Examples
+    --------
+    >>> import soundfile, tempfile
+    >>> with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+    ...     soundfile.write(file.name, np.zeros(10), 16000)
+    ...     [(offset, window.size) for offset, window in stream_windows(file.name, length=4)]
+    [(0, 4), (4, 4), (8, 4)]
+    """
+    hop = _checked_hop(length, hop)
+    held, offset = np.zeros(0, np.float32), 0
+    for piece in _pieces(path, math.inf):
+        held = np.concatenate([held, piece])
+        while held.size > length:
+            yield offset, held[:length].copy()
+            held, offset = held[hop:], offset + hop
+    if held.size == 0:
+        _refuse_nothing(path)
+    yield offset, np.pad(held, (0, length - held.size))
+
+
+def windows(
+    samples: Float[Array | np.ndarray, " n"], *, length: int = WINDOW_SAMPLES, hop: int | None = None
+) -> tuple[Float[Array | np.ndarray, "windows length"], Int[np.ndarray, " windows"]]:
+    """Cut samples into windows, the last one filled up with zeros.
+
+    Parameters
+    ----------
+    samples : (n,) NumPy or JAX, n >= 1.
+    length : samples of a window; 480000 is Whisper's 30 s.
+    hop : samples from one window's start to the next, at most the length, which is the default.
+
+    Returns
+    -------
+    windows : (w, length)
+        Of the kind that came in: a read-only view of NumPy samples, or a JAX array that gradients
+        pass through. The last window is the first that reaches the end.
+    offsets : (w,) int64
+        Sample at which each window starts.
+
+    Raises
+    ------
+    InputError
+        If there are no samples, or length or hop do not fit.
+
+    Examples
+    --------
+    >>> cut, offsets = windows(np.arange(5.0), length=4, hop=3)
+    >>> cut.tolist(), offsets.tolist()
+    ([[0.0, 1.0, 2.0, 3.0], [3.0, 4.0, 0.0, 0.0]], [0, 3])
+    """
+    hop = _checked_hop(length, hop)
+    if samples.shape[0] == 0:
+        refuse("no samples", "at least one", "load_audio(path)")
+    offsets = hop * np.arange(1 + max(0, math.ceil((samples.shape[0] - length) / hop)))
+    padding = (0, int(offsets[-1]) + length - samples.shape[0])
+    if isinstance(samples, jax.Array):
+        return jnp.pad(samples, padding)[offsets[:, None] + np.arange(length)], offsets
+    return np.lib.stride_tricks.sliding_window_view(np.pad(samples, padding), length)[::hop], offsets
+
+
+def _checked_hop(length: int, hop: int | None) -> int:
+    if length < 1 or not 1 <= (length if hop is None else hop) <= length:
+        refuse(f"length={length}, hop={hop}", "1 <= hop <= length", f"length={WINDOW_SAMPLES}")
+    return length if hop is None else hop
+
+
+def _pieces(path: str | os.PathLike[str] | bytes, longest_seconds: int | float) -> Iterator[Float[np.ndarray, " _"]]:
+    """Yield a recording at 16 kHz in pieces, in one pass and bounded memory."""
     import soundfile
     import soxr
 
-    path = Path(path)
-    if path.is_dir():
-        refuse(f"the folder {path}", _FORMATS, "a file inside it")
-    if not path.is_file():
-        refuse(f"{path}, which does not exist", _FORMATS, f"ls {path.parent}")
+    name = _name(path)
+    if not isinstance(path, bytes):
+        if Path(path).is_dir():
+            refuse(f"the folder {name}", _FORMATS, "a file inside it")
+        if not Path(path).is_file():
+            refuse(f"{name}, which does not exist", _FORMATS, f"ls {Path(path).parent}")
+    read = 0
     try:
-        with soundfile.SoundFile(path) as file:
-            rate, seconds = file.samplerate, file.frames / max(file.samplerate, 1)
-            if seconds > longest_seconds:
+        with soundfile.SoundFile(io.BytesIO(path) if isinstance(path, bytes) else os.fspath(path)) as file:
+            rate, longest = file.samplerate, longest_seconds * file.samplerate
+            if file.frames > longest:
+                _refuse_length(name, file.frames / max(rate, 1), longest_seconds)
+            if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
                 refuse(
-                    f"{path} of {seconds:.0f} s",
-                    f"at most {longest_seconds:.0f} s",
-                    "a shorter file, or longest_seconds",
+                    f"{name} at {rate} Hz", f"{_LOWEST_RATE} to {_HIGHEST_RATE} Hz", "ffmpeg -i FILE -ar 16000 out.wav"
                 )
-            blocks = [block.mean(axis=1) for block in file.blocks(blocksize=_BLOCK, dtype="float64", always_2d=True)]
+            resampler = None
+            if rate != SAMPLE_RATE:
+                resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float64", quality="VHQ")
+            size = max(1, _BLOCK // file.channels)
+            while True:
+                block = file.read(size, dtype="float64", always_2d=True).mean(axis=1)
+                read += block.size
+                if read > longest:  # whatever the header promised
+                    _refuse_length(name, read / rate, longest_seconds)
+                if not np.isfinite(block).all():
+                    refuse(f"{name} with samples that are NaN or infinite", "finite samples", "ffmpeg -i FILE out.wav")
+                if read == 0:
+                    refuse(f"{name} without samples", "sound", "a longer recording")
+                last = block.size == 0
+                if resampler is not None:
+                    block = resampler.resample_chunk(block, last=last)
+                yield block.astype(np.float32)
+                if last:
+                    return
     except InputError:
         raise
     except (soundfile.SoundFileError, OSError, ValueError, TypeError, RuntimeError) as error:
-        refuse(f"{path}, which cannot be read as sound ({_one_line(error)})", _FORMATS, "ffmpeg -i FILE out.wav")
-    mono = np.concatenate(blocks) if blocks else np.zeros(0)
-    if mono.size == 0:
-        refuse(f"{path} without samples", "sound", "a longer recording")
-    if not np.isfinite(mono).all():
-        refuse(f"{path} with samples that are NaN or infinite", "finite samples", "ffmpeg -i FILE out.wav")
-    if rate != SAMPLE_RATE:
-        mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="VHQ")
-    if mono.size == 0:
-        refuse(f"{path}, too short for one sample at 16 kHz", "sound", "a longer recording")
-    return mono.astype(np.float32), SAMPLE_RATE
+        refuse(f"{name}, which cannot be read as sound ({_one_line(error)})", _FORMATS, "ffmpeg -i FILE out.wav")
+
+
+def _refuse_length(name: str, seconds: int | float, longest_seconds: int | float) -> NoReturn:
+    refuse(
+        f"{name} of {seconds:.0f} s",
+        f"at most {longest_seconds:.0f} s",
+        "a shorter file, stream_windows, or longest_seconds",
+    )
+
+
+def _refuse_nothing(path: str | os.PathLike[str] | bytes) -> NoReturn:
+    refuse(f"{_name(path)}, too short for one sample at 16 kHz", "sound", "a longer recording")
+
+
+def _name(path: str | os.PathLike[str] | bytes) -> str:
+    return f"{len(path)} bytes" if isinstance(path, bytes) else os.fspath(path)
 
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def save_audio(path: str | os.PathLike[str], samples: Float[np.ndarray, " n"], *, rate: int = SAMPLE_RATE) -> Path:
+    """Write samples as a wav file of 32-bit floats, whole or not at all.
+
+    Parameters
+    ----------
+    path : file to make or replace.
+    samples : (n,) finite; full scale is 1, and larger values are kept as they are.
+    rate : samples per second.
+
+    Returns
+    -------
+    Path
+        The file. Equal samples give equal bytes: no time or version is written into it.
+
+    Raises
+    ------
+    InputError
+        If there are no samples, a value that is not finite, or more than the format holds (4 GB).
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     load_audio(save_audio(f"{folder}/a.wav", np.array([0.5, -2.0])))[0].tolist()
+    [0.5, -2.0]
+    """
+    data = np.asarray(samples, "<f4").tobytes()
+    if not data or not np.isfinite(samples).all():
+        refuse("no samples, or some that are not finite", "finite samples", "load_audio(path)")
+    if len(data) > 0xFFFF_FF00:
+        refuse(f"{len(data)} bytes of samples", "at most 4 GB", "windows(samples)")
+    # libsndfile stamps the time of writing into its float wavs; two runs would differ.
+    chunks = [
+        (b"fmt ", struct.pack("<HHIIHHH", 3, 1, rate, 4 * rate, 4, 32, 0)),
+        (b"fact", struct.pack("<I", len(data) // 4)),
+        (b"data", data),
+    ]
+    body = b"WAVE" + b"".join(tag + struct.pack("<I", len(chunk)) + chunk for tag, chunk in chunks)
+    return write_atomically(Path(path), lambda file: file.write(b"RIFF" + struct.pack("<I", len(body)) + body))
 
 
 def concatenate(
@@ -133,132 +323,3 @@ def concatenate(
     silence = np.zeros(round(gap_seconds * rate), dtype=clips[0].dtype)
     pieces = [piece for clip in clips for piece in (silence, clip)]
     return np.concatenate(pieces[1:])
-
-
-def pad_or_trim(samples: Float[Array | np.ndarray, " n"], length: int = WINDOW_SAMPLES) -> Float[Array, " length"]:
-    """Cut samples to a length, or fill up with zeros.
-
-    Parameters
-    ----------
-    samples : (n,)
-    length : number of samples wanted; 480000 is Whisper's 30 s.
-
-    Returns
-    -------
-    samples : (length,)
-
-    Examples
-    --------
-    >>> pad_or_trim(jnp.ones(2), 3).tolist(), pad_or_trim(jnp.ones(4), 3).tolist()
-    ([1.0, 1.0, 0.0], [1.0, 1.0, 1.0])
-    """
-    samples = jnp.asarray(samples)[:length]
-    return jnp.pad(samples, (0, length - samples.shape[0]))
-
-
-def _hertz_to_mel(hertz: np.ndarray) -> np.ndarray:
-    """Map frequency to the mel scale of Slaney's toolbox: linear to 1 kHz, logarithmic above."""
-    return np.where(hertz < 1000.0, hertz * 0.015, 15.0 + 27.0 * np.log(np.maximum(hertz, 1.0) / 1000.0) / np.log(6.4))
-
-
-def _mel_to_hertz(mel: np.ndarray) -> np.ndarray:
-    return np.where(mel < 15.0, mel / 0.015, 1000.0 * 6.4 ** ((mel - 15.0) / 27.0))
-
-
-@functools.cache
-def _filters(n_mels: int) -> np.ndarray:
-    top = float(_hertz_to_mel(np.asarray(SAMPLE_RATE / 2)))
-    edges = _mel_to_hertz(np.linspace(0.0, top, n_mels + 2))
-    bins = np.linspace(0.0, SAMPLE_RATE / 2, N_FFT // 2 + 1)
-    left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-    triangles = np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre))
-    return np.maximum(triangles, 0.0) * (2.0 / (right - left))
-
-
-def mel_filters(n_mels: int = 80) -> Float[np.ndarray, "mels bins"]:
-    r"""Build triangular filters of equal area, evenly spaced in mel.
-
-    .. math:: F_{mi} = \frac{2}{r_m - l_m}
-        \max\Big(0, \min\Big(\frac{f_i - l_m}{c_m - l_m}, \frac{r_m - f_i}{r_m - c_m}\Big)\Big)
-
-    Parameters
-    ----------
-    n_mels : number of filters; Whisper uses 80, large-v3 and its offspring 128.
-
-    Returns
-    -------
-    filters : (n_mels, 201) float64, per Hz.
-
-    References
-    ----------
-    M. Slaney, Auditory Toolbox, 1998: mel scale and normalisation.
-
-    Examples
-    --------
-    >>> mel_filters(80).shape
-    (80, 201)
-    """
-    if n_mels < 1:
-        refuse(f"n_mels={n_mels}", "at least 1", "n_mels=80")
-    return _filters(n_mels).copy()
-
-
-def log_mel(
-    samples: Array | np.ndarray, n_mels: int = 80, *, length: int = WINDOW_SAMPLES
-) -> Float[Array, "mels frames"]:
-    r"""Compute Whisper's log-mel spectrogram of one window.
-
-    .. math:: x = \tfrac14\big(4 + \max(m, \max m - 8)\big), \qquad
-        m = \log_{10}\max\big(F\,|\mathrm{STFT}|^2, 10^{-10}\big)
-
-    Parameters
-    ----------
-    samples : (n,) at 16 kHz, float32 or float64
-        Padded with zeros or cut to `length`.
-    n_mels : number of mel bands, as the checkpoint's config says.
-    length : window in samples, a multiple of 160 and at least 320; 480000 is Whisper's 30 s.
-
-    Returns
-    -------
-    features : (n_mels, length / 160), in the dtype of the samples.
-
-    Raises
-    ------
-    InputError
-        If the samples are not a float32 or float64 vector, or the window does not fit.
-
-    Notes
-    -----
-    Hann window of 400, hop 160, reflected ends, last frame dropped. Differentiable wherever no
-    clamp is active; an all-zero input sits on the clamp and has gradient 0.
-
-    References
-    ----------
-    A. Radford et al., Robust Speech Recognition via Large-Scale Weak Supervision, 2022, section 2.2.
-
-    Examples
-    --------
-    >>> log_mel(jnp.zeros(100, dtype=jnp.float32), length=3200).shape
-    (80, 20)
-    """
-    if samples.dtype not in (np.float32, np.float64) or samples.ndim != 1:
-        refuse(
-            f"samples of shape {samples.shape}, dtype {samples.dtype}", "(n,) float32 or float64", "load_audio(path)"
-        )
-    if length % HOP or length < 2 * HOP:
-        refuse(f"a window of {length} samples", f"a multiple of {HOP}, at least {2 * HOP}", f"length={WINDOW_SAMPLES}")
-    return _log_mel(pad_or_trim(samples, length), n_mels)
-
-
-@functools.partial(jax.jit, static_argnames="n_mels")
-def _log_mel(samples: Float[Array, " n"], n_mels: int) -> Float[Array, "mels frames"]:
-    dtype = samples.dtype
-    window = jnp.asarray(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT), dtype)
-    frames = samples.shape[0] // HOP
-    index = HOP * np.arange(frames)[:, None] + np.arange(N_FFT)
-    padded = jnp.pad(samples, N_FFT // 2, mode="reflect")
-    spectrum = jnp.fft.rfft(padded[index] * window)
-    power = spectrum.real**2 + spectrum.imag**2
-    mel = jnp.matmul(jnp.asarray(_filters(n_mels), dtype), power.T, precision="highest")
-    log = jnp.log10(jnp.maximum(mel, 1e-10))
-    return (jnp.maximum(log, log.max() - 8.0) + 4.0) / 4.0

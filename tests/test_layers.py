@@ -15,7 +15,8 @@ RANK = {
     "provenance": 0,
     "scaled": 1,
     "krylov": 1,
-    "audio": 1,
+    "spectrogram": 1,
+    "scoring": 1,
     "chainfile": 1,
     "planting": 1,
     "runs": 1,
@@ -24,11 +25,14 @@ RANK = {
     "judgement": 1,
     "linearization": 2,
     "triplets": 2,
-    "whisper": 2,
+    "audio": 2,
     "path": 2,
     "coherence": 2,
     "ensembles": 2,
     "wording": 2,
+    "whisper": 3,
+    "datasets": 3,
+    "stress": 3,
     "bounds": 3,
     "conditions": 3,
     "recipes": 3,
@@ -44,13 +48,14 @@ RANK = {
     "verification": 7,
     "measure": 8,
     "check": 9,
+    "stressed": 9,
     "demo": 9,
     "cli": 10,
     "__main__": 11,
 }
 PACKAGE = "spectral_theorem"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
-MODEL_SIDE = {"whisper", "audio"}
+MODEL_SIDE = {"whisper", "audio", "spectrogram", "stress", "datasets", "scoring"}
 
 
 def module_name(path: Path) -> str:
