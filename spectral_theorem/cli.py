@@ -137,10 +137,33 @@ class Measure:
     """Exit with 1 unless all four conditions hold on every clip."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Stress:
+    """Make recordings harder to hear, repeatably: time stretch, babble, noise, silence, other sounds."""
+
+    audio: Positional[Annotated[tuple[Path, ...], arg(metavar="AUDIO...", help_behavior_hint="(one or more)")]]
+    """Recordings, and folders of them with a manifest.csv or in LibriSpeech's layout."""
+    out: Annotated[Path, arg(metavar="FOLDER")]
+    """Folder to write: one wav for every clip, and manifest.csv."""
+    spec: str = "hell"
+    """Recipe, such as stretch=3.5+babble=6@0+noise=0, which is hell; levels in dB."""
+    talkers: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: no babble can be made)")] = None
+    """Recordings whose speakers babble; the clip's own speaker does not."""
+    nonspeech: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None
+    """Recordings of other sounds."""
+    seed: int = 0
+    """Seed of every random number."""
+    limit: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")] = None
+    """How many clips at most."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+
 Verb = (
     Annotated[Verify, subcommand("verify", prefix_name=False)]
     | Annotated[Demo, subcommand("demo", prefix_name=False)]
     | Annotated[Measure, subcommand("measure", prefix_name=False)]
+    | Annotated[Stress, subcommand("stress", prefix_name=False)]
 )
 
 
@@ -203,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(problem))
 
 
-def parse(arguments: Sequence[str]) -> Verify | Demo | Measure:
+def parse(arguments: Sequence[str]) -> Verify | Demo | Measure | Stress:
     """Read a command line into the dataclass of its verb.
 
     Raises
@@ -273,12 +296,18 @@ def one_line(box: str) -> str:
     return f"got {got}; expected {expected.rstrip('. ')}; try {command[0] if command else f'{PROGRAM} --help'}"
 
 
-def _run(verb: Verify | Demo | Measure) -> "Outcome":
+def _run(verb: Verify | Demo | Measure | Stress) -> "Outcome":
     """Load what the verb needs, in the precision it asks for, and run it."""
     options: dict[str, Any] = {field.name: getattr(verb, field.name) for field in dataclasses.fields(verb)}
     del options["json"]
     if isinstance(verb, Measure) and not verb.audio:
         raise BadUsage(f"got no AUDIO; expected one or more recordings; try {PROGRAM} measure {verb.model} clip.flac")
+    if isinstance(verb, Stress):
+        if not verb.audio:
+            raise BadUsage(f"got no AUDIO; expected one or more recordings; try {PROGRAM} stress clip.flac --out hard")
+        from . import stressed
+
+        return stressed.run(**options)
     if isinstance(verb, Verify) and verb.file is not None:
         given = [f"--{name}" for name in PLANTED if options.pop(name) != getattr(Verify, name)]
         if given:

@@ -49,7 +49,7 @@ def test_help_is_quick_and_loads_nothing_heavy():
     pytest.fail(f"--help took {best:.2f} s")
 
 
-@pytest.mark.parametrize("verb", ["verify", "demo", "measure"])
+@pytest.mark.parametrize("verb", ["verify", "demo", "measure", "stress"])
 def test_every_verb_has_help(verb, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([verb, "--help"])

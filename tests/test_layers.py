@@ -31,11 +31,13 @@ RANK = {
     "ensembles": 2,
     "wording": 2,
     "whisper": 3,
-    "datasets": 3,
-    "stress": 3,
+    "clips": 3,
+    "distortions": 3,
     "bounds": 3,
     "conditions": 3,
     "recipes": 3,
+    "datasets": 4,
+    "stress": 4,
     "regimes": 4,
     "profile": 4,
     "canvas": 4,
@@ -55,7 +57,7 @@ RANK = {
 }
 PACKAGE = "spectral_theorem"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
-MODEL_SIDE = {"whisper", "audio", "spectrogram", "stress", "datasets", "scoring"}
+MODEL_SIDE = {"whisper", "audio", "spectrogram", "distortions", "stress", "clips", "datasets", "scoring"}
 
 
 def module_name(path: Path) -> str:

@@ -62,8 +62,9 @@ def test_log_mel_of_speech_equals_the_reference(n_mels, shared):
     for samples in (waveform(), load_audio(shared / "data" / "speech" / "jfk.flac")[0]):
         by_numpy, by_torch = reference.log_mel(n_mels, samples)
         double, single = (np.asarray(log_mel(samples.astype(dtype), n_mels)) for dtype in (np.float64, np.float32))
-        assert np.abs(double - by_numpy).max() < 1e-5
-        assert np.abs(single - by_torch).max() < 5e-5  # the reference's two routes are 3e-5 apart
+        assert max(np.abs(double - by_numpy).max(), np.abs(single - by_numpy).max()) < 1e-6
+        # By its torch route the reference rounds in float32, and is that far from its own NumPy route.
+        assert np.abs(single - by_torch).max() < np.abs(by_numpy - by_torch).max() + 1e-6 < 5e-5
 
 
 @pytest.fixture(scope="module")

@@ -50,12 +50,10 @@ def test_log_mel_equals_the_reference(n_mels):
     by_numpy, by_torch = expected[f"numpy_{n_mels}"], expected[f"torch_{n_mels}"]
     single = np.asarray(log_mel(waveform(), n_mels))[:, KEPT_FRAMES]
     double = np.asarray(log_mel(waveform().astype(np.float64), n_mels))[:, KEPT_FRAMES]
-    assert np.abs(double - by_numpy).max() < 1e-6
-    # float32 is good to 1e-5 except in quiet bins of loud frames, where the reference's own two
-    # routes differ by as much.
-    for reference in (by_numpy, by_torch):
-        assert np.quantile(np.abs(single - reference), 0.99) < 1e-5
-        assert np.abs(single - reference).max() < 5e-5
+    assert max(np.abs(double - by_numpy).max(), np.abs(single - by_numpy).max()) < 1e-6
+    # By its torch route the reference rounds in float32, in quiet bins of loud frames by up to 4.3e-5.
+    assert np.quantile(np.abs(single - by_torch), 0.99) < 1e-5
+    assert np.abs(single - by_torch).max() < np.abs(by_numpy - by_torch).max() + 1e-6 < 5e-5
 
 
 def test_a_changed_weight_is_noticed(tmp_path):
