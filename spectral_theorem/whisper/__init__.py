@@ -7,6 +7,7 @@ from .decode import Decoded, Transcription, encode_audio, greedy, transcribe, tr
 from .dims import Dims
 from .family import Published, catalogue
 from .generation import Generation
+from .initial import initial_model, word_generation, write_word_tokenizer
 from .injection import (
     CrossFactors,
     cross_factors,
@@ -36,6 +37,7 @@ __all__ = [
     "decoder_pass",
     "encode_audio",
     "greedy",
+    "initial_model",
     "injection_frame_sum",
     "injection_gram",
     "injection_gram_pairs",
@@ -46,4 +48,6 @@ __all__ = [
     "token_layers",
     "transcribe",
     "transcriptions",
+    "word_generation",
+    "write_word_tokenizer",
 ]
