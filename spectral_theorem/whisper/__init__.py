@@ -7,6 +7,7 @@ from .decode import Decoded, greedy, language_probabilities
 from .dims import Dims
 from .family import Published, catalogue
 from .generation import Generation
+from .initial import initial_model, word_generation, write_word_tokenizer
 from .injection import (
     CrossFactors,
     cross_factors,
@@ -49,6 +50,7 @@ __all__ = [
     "encode_audio",
     "encoder_pass",
     "greedy",
+    "initial_model",
     "injection_frame_sum",
     "injection_gram",
     "injection_gram_pairs",
@@ -61,4 +63,6 @@ __all__ = [
     "transcribe",
     "transcribe_many",
     "transcriptions",
+    "word_generation",
+    "write_word_tokenizer",
 ]
