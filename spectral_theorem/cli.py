@@ -7,6 +7,7 @@ failed, 75 stopped by SIGTERM, 130 Ctrl-C.
 
 import contextlib
 import dataclasses
+import importlib
 import io
 import json as json_module
 import os
@@ -14,13 +15,12 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import tyro
-from tyro.conf import Positional, arg, subcommand
 
 from . import __version__
+from .verbs import PLANTED, RUNS, Demo, Verb, Verify
 
 if TYPE_CHECKING:
     from .console import Outcome
@@ -28,185 +28,6 @@ if TYPE_CHECKING:
 PROGRAM = "spectral-theorem"
 DONE, VIOLATED, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 COLOURS = {"green": ["HOLDS"], "bold red": ["VIOLATED"], "yellow": ["UNDECIDED"], "dim": ["NOT_APPLICABLE"]}
-PLANTED = ("layers", "width", "context", "sigma", "kappa", "xi", "gamma", "coherence", "seed")
-
-Dtype = Literal["float64", "float32"]
-Number = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")]
-Out = Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: nothing is written)")]
-Require = Annotated[
-    Literal["conditions"] | None, arg(metavar="{conditions}", help_behavior_hint="(default: nothing is required)")
-]
-
-
-@dataclasses.dataclass(frozen=True)
-class ThresholdOptions:
-    """What stands for "much less than"; absent: the file's own, else the library's."""
-
-    gain: Number = None
-    """H1: every gain rho is at least this (library: 1)."""
-    cumulative_gain: Number = None
-    """H1: every cumulative gain S is at least this (library: 1)."""
-    alignment: Number = None
-    """H2: eps_kappa times L is at most this (library: 0.1)."""
-    gamma_min: Number = None
-    """H3: gamma is at least this (library: 0.1)."""
-    coherence: Number = None
-    """H3: the coherence value is at least this (library: 0.7071)."""
-    purity: Number = None
-    """H4: xi L / gamma is at most this (library: 0.1)."""
-    dispersion_constant: Number = None
-    """Dispersive: K0 (library: 10)."""
-    dispersion_rate: Number = None
-    """Dispersive: delta, nats per layer (library: 0.01)."""
-    contraction: Number = None
-    """Attractor: the product of cone contractions is at most this (library: 0.1)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Verify:
-    """Check the theorem on one chain: a file, a run folder, or a planted chain whose answer is known."""
-
-    file: Positional[
-        Annotated[Path | None, arg(metavar="FILE|RUN", help_behavior_hint="(default: a planted chain)")]
-    ] = None
-    """A chain in an .npz, or the folder of an earlier run, which is replayed."""
-    layers: int = 64
-    """Number of layers L of the planted chain."""
-    width: int = 64
-    """State size D."""
-    context: int = 48
-    """Context size C."""
-    sigma: float = 1.02
-    """Leading singular value of every propagator."""
-    kappa: float = 0.9999
-    """Alignment of neighbouring layers."""
-    xi: float = 5e-4
-    """Ratio of the second singular value to the first."""
-    gamma: float = 0.5
-    """Share of every injection that meets the dominant direction."""
-    coherence: float = 0.9
-    """Coherence of the injections with the planted direction."""
-    seed: int = 0
-    """Seed of the planted chain."""
-    dtype: Dtype = "float64"
-    """Precision of every number."""
-    out: Out = None
-    """Run folder to write: summary.json, table, chain, report.html."""
-    json: bool = False
-    """Print one JSON object instead of text."""
-    require: Require = None
-    """Exit with 1 unless all four conditions hold."""
-    claim: Annotated[str | None, arg(metavar="MODULE:FUNCTION", help_behavior_hint="")] = None
-    """A claim of your own to check on the chain as well, as `testing.check_claim` takes it."""
-    thresholds: ThresholdOptions = ThresholdOptions()
-
-
-@dataclasses.dataclass(frozen=True)
-class Demo:
-    """Show the theorem on four chains whose answers are known, and write the report."""
-
-    out: Out = None
-    """Run folder to write."""
-    json: bool = False
-    """Print one JSON object instead of text."""
-    dtype: Dtype = "float64"
-    """Precision of every number."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Measure:
-    """Linearise the decoder of a Whisper model on recordings, and check the theorem there."""
-
-    model: Positional[Annotated[str, arg(metavar="MODEL")]]
-    """Folder or file of a checkpoint, or its name on the Hub."""
-    audio: Positional[Annotated[tuple[Path, ...], arg(metavar="AUDIO...", help_behavior_hint="(one or more)")]]
-    """Recordings; each is one clip unless --concat."""
-    concat: bool = False
-    """Join the recordings into one clip."""
-    step: int = 0
-    """Generated token to linearise at, from 0, end of text included."""
-    granularity: Literal["block", "sub-block"] = "block"
-    """One layer per decoder block, or one per attention and MLP part."""
-    dtype: Dtype = "float64"
-    """Precision of every number."""
-    out: Out = None
-    """Run folder to write."""
-    json: bool = False
-    """Print one JSON object instead of text."""
-    require: Require = None
-    """Exit with 1 unless all four conditions hold on every clip."""
-    offline: bool = False
-    """Do not ask the Hub: MODEL is a path, or a name in the local cache."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Models:
-    """List the Whisper models known by name, and those in the local cache of the Hub."""
-
-    json: bool = False
-    """Print one JSON object instead of text."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Stress:
-    """Make recordings harder to hear, repeatably: time stretch, babble, noise, silence, other sounds."""
-
-    audio: Positional[Annotated[tuple[Path, ...], arg(metavar="AUDIO...", help_behavior_hint="(one or more)")]]
-    """Recordings, and folders of them with a manifest.csv or in LibriSpeech's layout."""
-    out: Annotated[Path, arg(metavar="FOLDER")]
-    """Folder to write: one wav for every clip, and manifest.csv."""
-    spec: str = "hell"
-    """Recipe, such as stretch=3.5+babble=6@0+noise=0, which is hell; levels in dB."""
-    talkers: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: no babble can be made)")] = None
-    """Recordings whose speakers babble; the clip's own speaker does not."""
-    nonspeech: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None
-    """Recordings of other sounds."""
-    seed: int = 0
-    """Seed of every random number."""
-    limit: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")] = None
-    """How many clips at most."""
-    json: bool = False
-    """Print one JSON object instead of text."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Transcribe:
-    """Transcribe recordings with a Whisper model: files, or folders of them."""
-
-    model: Positional[Annotated[str, arg(metavar="MODEL")]]
-    """Folder of a checkpoint, or its name on the hub."""
-    audio: Positional[Annotated[tuple[Path, ...], arg(metavar="AUDIO...", help_behavior_hint="(one or more)")]]
-    """Recordings, or folders whose recordings are all taken."""
-    limit: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")] = None
-    """Take this many recordings at most."""
-    language: Annotated[str | None, arg(metavar="CODE", help_behavior_hint="(default: detected)")] = None
-    """Language of the speech, such as en; a multilingual model detects it otherwise."""
-    task: Literal["transcribe", "translate"] = "transcribe"
-    """Write what is said, or its translation into English."""
-    timestamps: bool = False
-    """Have the model say when each segment starts and ends, for short recordings too."""
-    fallback: bool = False
-    """Draw again, at rising temperatures, where a transcript repeats itself or is unlikely."""
-    seed: int = 0
-    """Seed of what is drawn."""
-    batch: int = 8
-    """Windows to decode together."""
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Precision of the model."""
-    out: Out = None
-    """Run folder to write: summary.json and the table."""
-    json: bool = False
-    """Print one JSON object instead of text."""
-
-
-Verb = (
-    Annotated[Verify, subcommand("verify", prefix_name=False)]
-    | Annotated[Demo, subcommand("demo", prefix_name=False)]
-    | Annotated[Measure, subcommand("measure", prefix_name=False)]
-    | Annotated[Stress, subcommand("stress", prefix_name=False)]
-    | Annotated[Models, subcommand("models", prefix_name=False)]
-    | Annotated[Transcribe, subcommand("transcribe", prefix_name=False)]
-)
 
 
 class BadUsage(Exception):
@@ -268,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(problem))
 
 
-def parse(arguments: Sequence[str]) -> "Verb":
+def parse(arguments: Sequence[str]) -> Verb:
     """Read a command line into the dataclass of its verb.
 
     Raises
@@ -338,52 +159,32 @@ def one_line(box: str) -> str:
     return f"got {got}; expected {expected.rstrip('. ')}; try {command[0] if command else f'{PROGRAM} --help'}"
 
 
-def _run(verb: "Verb") -> "Outcome":
+def _run(verb: Verb) -> "Outcome":
     """Load what the verb needs, in the precision it asks for, and run it."""
-    if isinstance(verb, Models):
-        from . import models
-
-        return models.run()
     options: dict[str, Any] = {field.name: getattr(verb, field.name) for field in dataclasses.fields(verb)}
     del options["json"]
+    if options.get("audio") == ():
+        example = " ".join([type(verb).__name__.lower(), *([options["model"]] if "model" in options else [])])
+        raise BadUsage(f"got no AUDIO; expected one or more recordings; try {PROGRAM} {example} clip.flac")
     if options.pop("offline", False):
         os.environ["HF_HUB_OFFLINE"] = "1"  # read by the Hub's own package when it loads
-    if isinstance(verb, Measure | Transcribe) and not verb.audio:
-        name = type(verb).__name__.lower()
-        raise BadUsage(f"got no AUDIO; expected one or more recordings; try {PROGRAM} {name} {verb.model} clip.flac")
-    if isinstance(verb, Stress):
-        if not verb.audio:
-            raise BadUsage(f"got no AUDIO; expected one or more recordings; try {PROGRAM} stress clip.flac --out hard")
-        from . import stressed
-
-        return stressed.run(**options)
-    if isinstance(verb, Verify) and verb.file is not None:
-        given = [f"--{name}" for name in PLANTED if options.pop(name) != getattr(Verify, name)]
-        if given:
-            raise BadUsage(f"got {verb.file} and {', '.join(given)}; expected one or the other; try verify {verb.file}")
-    if isinstance(verb, Verify | Demo):
-        _prefer_quick_compilation()
-    import jax
-
-    # Before any array exists: arrays made earlier would keep the other precision.
-    jax.config.update("jax_enable_x64", verb.dtype == "float64")
     if isinstance(verb, Verify):
-        from . import check
-
+        if verb.file is not None:
+            given = [f"--{name}" for name in PLANTED if options.pop(name) != getattr(Verify, name)]
+            if given:
+                other = ", ".join(given)
+                raise BadUsage(f"got {verb.file} and {other}; expected one or the other; try verify {verb.file}")
         chosen = dataclasses.asdict(verb.thresholds)
         options["thresholds"] = {name: value for name, value in chosen.items() if value is not None}
-        return check.run(**options)
-    if isinstance(verb, Demo):
-        from . import demo
+    if isinstance(verb, Verify | Demo):
+        _prefer_quick_compilation()
+    if "dtype" in options:
+        import jax
 
-        return demo.run(**options)
-    if isinstance(verb, Transcribe):
-        from . import transcription
-
-        return transcription.transcribe(**options)
-    from . import measure
-
-    return measure.measure(**options)
+        # Before any array exists: arrays made earlier would keep the other precision.
+        jax.config.update("jax_enable_x64", options["dtype"] == "float64")
+    module, function = RUNS[type(verb)]
+    return getattr(importlib.import_module(f".{module}", __package__), function)(**options)
 
 
 def _prefer_quick_compilation() -> None:

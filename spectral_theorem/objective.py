@@ -12,7 +12,7 @@ from .audio import log_mel
 from .scoring import DIGITS
 from .trainconfig import TrainConfig
 from .whisper import blocks
-from .whisper.model import embed, read_out
+from .whisper.passes import embed, read_out
 
 
 def sequence_logits(

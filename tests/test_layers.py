@@ -54,12 +54,18 @@ RANK = {
     "stressed": 9,
     "demo": 9,
     "models": 9,
+    "corpus": 4,
+    "trainconfig": 5,
+    "objective": 6,
+    "train": 8,
+    "verbs": 0,
     "cli": 10,
     "__main__": 11,
 }
 PACKAGE = "spectral_theorem"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 MODEL_SIDE = {"whisper", "audio", "spectrogram", "distortions", "stress", "clips", "datasets", "scoring"}
+MODEL_SIDE |= {"corpus", "trainconfig", "objective"}
 
 
 def module_name(path: Path) -> str:
