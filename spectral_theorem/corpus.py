@@ -188,11 +188,11 @@ def draw_strings(
     ((2, 8000), ((7, 7), (7, 7)))
     """
     rng = np.random.default_rng([seed, step])
-    by_speaker = {name: np.flatnonzero([name == s for s in words.speaker]) for name in sorted(set(words.speaker))}
-    names = list(by_speaker)
+    speaker = np.asarray(words.speaker)
     out, said = np.zeros((batch, window), np.float32), []
     for row in out:
-        pool = by_speaker[names[rng.integers(len(names))]]
+        # a recording names the speaker, so that who recorded more is heard more often
+        pool = np.flatnonzero(speaker == speaker[rng.integers(len(words))])
         speed = augmentation.speed ** rng.uniform(-1, 1)
         pieces, taken, length = [], [], 0
         for i in rng.choice(pool, size=rng.integers(shortest, longest + 1)):

@@ -167,7 +167,7 @@ def train(
                 step=step,
                 batch=config.batch,
                 shortest=config.shortest,
-                longest=config.longest,
+                longest=config.longest_at(step),
                 window=window,
                 augmentation=config.augmentation,
             )

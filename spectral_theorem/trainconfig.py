@@ -27,6 +27,8 @@ class TrainConfig:
     width, encoder_layers, decoder_layers, heads, hidden, mels : sizes, as in `Dims`.
     window_seconds : length of the model's window; Whisper's is 30.
     shortest, longest : words per string.
+    ramp : steps over which the longest string grows from `shortest` to `longest`: where single words
+        come first, attention finds them sooner.
     steps, batch : updates, and strings per update.
     learning_rate, warmup, weight_decay, clip_norm : AdamW with a linear warm-up over `warmup` steps and
         a cosine to zero; kernels alone decay; gradients longer than clip_norm are shortened to it.
@@ -40,7 +42,7 @@ class TrainConfig:
 
     Examples
     --------
-    >>> TrainConfig(steps=10, warmup=2).dims.frames
+    >>> TrainConfig(steps=10, warmup=2, ramp=0).dims.frames
     150
     """
 
@@ -54,6 +56,7 @@ class TrainConfig:
     window_seconds: float = 3.0
     shortest: int = 1
     longest: int = 4
+    ramp: int = 800
     steps: int = 4000
     batch: int = 24
     learning_rate: float = 2e-3
@@ -75,6 +78,7 @@ class TrainConfig:
             *((name, getattr(self, name) >= 1, "at least 1") for name in whole),
             ("seed", 0 <= self.seed < 2**32, "0 to 4294967295"),
             ("longest", self.longest >= self.shortest, f"at least shortest={self.shortest}"),
+            ("ramp", 0 <= self.ramp <= self.steps, f"0 to steps={self.steps}"),
             ("window_seconds", 0.1 <= self.window_seconds <= 30, "seconds from 0.1 to 30"),
             ("learning_rate", 0 < self.learning_rate < math.inf, "a number > 0"),
             ("warmup", 0 <= self.warmup <= self.steps, f"0 to steps={self.steps}"),
@@ -87,6 +91,12 @@ class TrainConfig:
             if not holds:
                 default = type(self).__dataclass_fields__[name].default
                 refuse(f"{name}={getattr(self, name)!r}", expected, f"{name} = {json.dumps(default)}")
+
+    def longest_at(self, step: int) -> int:
+        """Return the words of the longest string that a step may draw."""
+        if step >= self.ramp:
+            return self.longest
+        return self.shortest + (self.longest - self.shortest) * step // self.ramp
 
     @property
     def dims(self) -> Dims:
@@ -118,7 +128,7 @@ def read_config(path: Path) -> TrainConfig:
     --------
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
-    ...     _ = file.write("steps = 7\nwarmup = 1\n[augmentation]\nspeed = 1.1\n")
+    ...     _ = file.write("steps = 7\nwarmup = 1\nramp = 0\n[augmentation]\nspeed = 1.1\n")
     ...     file.flush()
     ...     config = read_config(Path(file.name))
     >>> config.steps, config.augmentation.speed

@@ -30,6 +30,7 @@ TINY = TrainConfig(
     mels=40,
     window_seconds=0.5,
     longest=1,
+    ramp=0,
     steps=160,
     batch=16,
     learning_rate=1e-2,
@@ -43,7 +44,7 @@ TINY = TrainConfig(
     augmentation=Augmentation(speed=1.02, gap_seconds=0.02, noisy=0.2, lowest_snr_db=20.0, tilt=0.1),
 )
 
-SHORT = dataclasses.replace(TINY, longest=2, steps=12, warmup=2, save_every=5, evaluated=4)
+SHORT = dataclasses.replace(TINY, longest=2, ramp=4, steps=12, warmup=2, save_every=5, evaluated=4)
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +184,11 @@ def test_strings_are_finite_of_sane_level_and_length(words, augmentation):
     low, high = 10 ** (augmentation.quietest_db / 20), 10 ** (-1 / 20)
     assert (peaks >= low * (1 - 1e-5)).all() and (peaks <= high * (1 + 1e-5)).all()
     assert {len(said) for said in drawn.words} == {1, 2, 3}
+
+
+def test_strings_grow_along_the_ramp():
+    config = dataclasses.replace(TINY, shortest=1, longest=4, ramp=30)
+    assert [config.longest_at(step) for step in (0, 9, 10, 19, 20, 29, 30, 99)] == [1, 1, 2, 2, 3, 3, 4, 4]
 
 
 def test_a_full_window_holds_fewer_words_and_says_which(words):
