@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from spectral_theorem import cli, console
+from spectral_theorem import cli, console, verbs
 from spectral_theorem.types import InputError, Thresholds
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,14 +64,14 @@ def test_version(capsys):
 
 def test_parse_gives_frozen_options():
     options = cli.parse(["verify", "--layers", "8", "--thresholds.purity", "0.5"])
-    assert isinstance(options, cli.Verify)
+    assert isinstance(options, verbs.Verify)
     assert (options.layers, options.thresholds.purity, options.thresholds.gain) == (8, 0.5, None)
     with pytest.raises(dataclasses.FrozenInstanceError):
         options.layers = 9  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_threshold_options_are_the_librarys():
-    assert [f.name for f in dataclasses.fields(cli.ThresholdOptions)] == [
+    assert [f.name for f in dataclasses.fields(verbs.ThresholdOptions)] == [
         f.name for f in dataclasses.fields(Thresholds)
     ]
     lines = run("verify", "--help").stdout
