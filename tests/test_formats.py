@@ -327,6 +327,25 @@ def test_flax_trees_that_contradict_the_config(tmp_path):
     assert "two names" in refused(whisper.load, folder)
 
 
+@pytest.mark.parametrize("kind", ["pt", "msgpack"])
+def test_a_file_that_is_cut_after_it_was_opened(tmp_path, kind):
+    arrays, path = by_path(OPENAI_DIMS), tmp_path / f"a.{kind}"
+    (tmp_path / "config.json").write_text(json.dumps(OPENAI_DIMS.to_config()))
+    written(path, openai_bytes(arrays) if kind == "pt" else flax_bytes(arrays))
+    read = reader(open_checkpoint(path), {p: jax.ShapeDtypeStruct(a.shape, a.dtype) for p, a in arrays.items()})
+    written(path, path.read_bytes()[:3000])
+    with pytest.raises(InputError, match="shorter than a moment ago"):
+        for place in arrays:
+            read(place)
+
+
+def test_weights_of_flax_that_are_not_finite(tmp_path):
+    folder, arrays = write_beside(tmp_path), by_path()
+    arrays["encoder", "conv2", "bias"] = np.full(8, np.inf, np.float32)
+    written(folder / "flax_model.msgpack", flax_bytes(arrays))
+    assert "NaN or infinity" in refused(whisper.load, folder)
+
+
 def test_files_of_unknown_kind_and_folders_without_config(tmp_path):
     assert ".safetensors, .msgpack or .pt" in refused(whisper.load, written(tmp_path / "model.bin", b"x"))
     assert "config.json" in refused(whisper.load, written(tmp_path / "flax_model.msgpack", flax_bytes()))

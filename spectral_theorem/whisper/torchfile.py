@@ -130,7 +130,8 @@ def _members(path: Path, bad: Callable[[str], NoReturn]) -> dict[str, tuple[int,
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except Exception as error:  # a damaged directory surfaces as any of several exceptions
-        bad(f"{path}, no zip archive ({str(error)[:60] or type(error).__name__})")
+        said = " ".join(str(error).split())[:60]
+        bad(f"{path}, no zip archive ({said or type(error).__name__})")
     if len(entries) > _MOST_MEMBERS or sum(entry.file_size for entry in entries) > size:
         bad(f"{path} of {size} bytes with members that do not fit in it")
     members = {}
