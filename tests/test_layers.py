@@ -27,6 +27,7 @@ RANK = {
     "whisper": 2,
     "path": 2,
     "coherence": 2,
+    "factors": 2,
     "ensembles": 2,
     "wording": 2,
     "bounds": 3,
