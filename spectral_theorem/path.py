@@ -41,7 +41,8 @@ class Spine:
 
 def dense(chain: Any) -> Any:
     """Return a LayerChain: the chain itself, or an operator chain in an isometric context basis."""
-    return chain.compress().chain if hasattr(chain, "compress") else one_chain(chain)
+    chain = one_chain(chain)  # first: NumPy arrays have a method `compress` too
+    return chain.compress().chain if hasattr(chain, "compress") else chain
 
 
 def first_layer(chain: Any) -> int:

@@ -332,7 +332,7 @@ def judge(returned: Any, chain: LayerChain) -> _Judged:
 
 def _name(fn: Callable[..., Any]) -> tuple[str, bool]:
     """Return MODULE:FUNCTION as `verify --claim` takes it, and whether a new process finds the function so."""
-    module, name = getattr(fn, "__module__", None), getattr(fn, "__qualname__", type(fn).__name__)
+    module, name = str(getattr(fn, "__module__", None)), getattr(fn, "__qualname__", type(fn).__name__)
     try:
         importable = functools.reduce(getattr, name.split("."), sys.modules[module]) is fn
     except (KeyError, AttributeError):  # made inside a function, a lambda, a partial
