@@ -354,9 +354,7 @@ def _report(
     meta = {"claim": claim, "expected": "VIOLATED", "margin": failure["margin"], "note": f"{says}, on {made}"}
     save_chain(path, failure["chain"], meta, seed=seed)
     flaky = " (not on every call: the function is not deterministic)" if isinstance(error, HypothesisException) else ""
-    command = (
-        f"spectral-theorem verify {shlex.quote(str(path))}{f' --claim {shlex.quote(claim)}' if importable else ''}"
-    )
+    command = ["spectral-theorem", "verify", str(path), *(["--claim", claim] if importable else [])]
     raise AssertionError(
         f"claim {claim} fails with margin {failure['margin']:.3g}: {says}{flaky}, on {made}; "
         f"saved as {path}; replay with: {shlex.join(command)}"
