@@ -153,18 +153,22 @@ def test_an_injection_is_caught_up_to_the_widest_aperture():
 def test_exponents_add_up_to_the_volume_of_all_layers():
     for shape in ((8, 4, 3, False), (7, 2, 2, False)):
         chains, found, _ = batches.examined(shape)
-        compared = 0
+        compared, gains = 0, []
         for i, stack in enumerate(agreement.stacks(chains, found.triplets)):
             mine, w = found.regime.lyapunov[i], np.asarray(chains.propagators[i])
-            assert (np.diff(mine) <= 0).all() and mine[0] <= np.log(SPECTRAL(stack.product(0))) / stack.L + 1e-9
+            assert (mine[1:] <= mine[:-1]).all()
             if np.linalg.cond(w).max() > 1e6:
                 continue  # where a layer is singular its volume is nothing but rounding
             np.testing.assert_allclose(mine.sum(), np.linalg.slogdet(w)[1].mean(), atol=1e-9)
-            if np.linalg.cond(stack.product(0)) < 1e6:  # so that the oracle knows every volume of the product
-                np.testing.assert_allclose(mine.sum(), sum(stack.lyapunov()), atol=1e-9)
-                assert np.abs(mine - stack.lyapunov()).max() < 2.5 / stack.L
+            if np.prod(np.linalg.cond(w)) < 1e9:  # so that the oracle's product keeps seven digits of its volumes
+                np.testing.assert_allclose(mine.sum(), sum(stack.lyapunov()), atol=1e-7)
+                # no m directions gain more volume than the m leading singular values of the product
+                most = np.cumsum(np.log(np.linalg.svd(stack.product(0))[1])) / stack.L
+                assert (np.cumsum(mine) <= most + 1e-7).all() and (np.cumsum(stack.lyapunov()) <= most + 1e-7).all()
+                # the sweep back through the layers finds more of it than an arbitrary frame does
+                gains.append((np.cumsum(mine) - np.cumsum(stack.lyapunov()))[:-1].min())
                 compared += 1
-        assert compared > 10
+        assert compared > 10 and np.mean(np.asarray(gains) > -1e-7) > 0.8
 
 
 def test_exponents_are_close_to_the_singular_values_of_the_product():
