@@ -294,10 +294,9 @@ class Stack:
         return min(math.log(constant) - rate * (self.L - k) - math.log(self.propagator_norm(k)) for k in self.sources)
 
     def lyapunov(self):
-        """Exponents from volumes: the first m coordinate directions span a volume that grows by their sum."""
-        total = self.product(0)
-        volumes = [0.0, *(0.5 * np.linalg.slogdet(total[:, :m].T @ total[:, :m])[1] for m in range(1, self.D + 1))]
-        return sorted(np.diff(volumes) / self.L, reverse=True)
+        """Exponents from volumes: the first m coordinate directions span one of |r_11 ... r_mm| after all layers."""
+        diagonal = np.abs(np.diag(np.linalg.qr(self.product(0), mode="r")))
+        return sorted(np.log(diagonal) / self.L, reverse=True)
 
     # the truth behind each bound -------------------------------------------------------------------
 
