@@ -13,6 +13,7 @@ import pytest
 from judging import judged
 
 import spectral_theorem as st
+from spectral_theorem import factors
 from spectral_theorem.bounds import upper_alignment
 
 SHAPES = [(8, 4, 3, False), (5, 6, 4, True), (7, 2, 2, False), (4, 1, 2, False), (2, 2, 2, False)]
@@ -220,6 +221,20 @@ def test_c2_is_within_a_square_root_of_two():
     lost = np.sqrt(2) / np.sqrt(1 - gamma**2)
     assert judged(chains, found, log_residual_norm=0.99 * lost)["c2"].tolist() == ["HOLDS"]
     assert judged(chains, found, log_residual_norm=1.01 * lost)["c2"].tolist() == ["VIOLATED"]
+
+
+def test_deep_chains_go_block_by_block_to_the_same_numbers(monkeypatch):
+    n, rng = 11, np.random.default_rng(0)
+    s = rng.uniform(0, 1, n - 1)
+    scalars = (jnp.asarray(rng.uniform(0, 1, n)), jnp.sqrt((1 - s) * (1 + s)), jnp.asarray(s))
+    whole = factors.transfer_factors(*scalars)
+    depths = factors.transfer_factors_by_depth(*scalars)
+    monkeypatch.setattr(factors, "_BLOCK", 4)
+    for one, blocks, all_depths in zip(whole, factors.transfer_factors(*scalars), depths, strict=True):
+        np.testing.assert_allclose(blocks, one, rtol=1e-13)
+        np.testing.assert_allclose(all_depths[-1], one, rtol=1e-13)
+    total = lambda *x: jnp.sum(factors.transfer_factors(*x).across)
+    assert jax.eval_shape(jax.grad(total), *scalars).shape == (n,)  # and reverse mode goes through the blocks
 
 
 # error bars ---------------------------------------------------------------------------------------------
