@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .coherence import Coherence, coherence_direction
+from .factors import Factors, transfer_factors
 from .path import (
     DominantPath,
     Spine,
@@ -123,14 +124,15 @@ def residual_bounds(
 def _residual_bounds(chain: Any, triplets: Triplets, path: DominantPath | None, coherence: Coherence | None) -> Bounds:
     s = spine(chain, triplets)
     path = dominant_path(chain, triplets) if path is None else path
-    log_propagators = _propagator_norms(triplets)
+    # one sweep serves every bound that looks at scalars only; entry k belongs to layer k+1, spine or not
+    factors = transfer_factors(triplets.xi, *upper_alignment(triplets))
+    log_propagators = _propagator_norms(triplets, factors)
     if s.length == 0:
         nothing = jnp.asarray(-jnp.inf, chain.dtype)
         residual = dict.fromkeys((f.removeprefix("log_") for f in _RESIDUAL_FIELDS), nothing)
     else:
         first = first_layer(chain)
-        kappa, misalignment = (x[first:] for x in upper_alignment(triplets))
-        residual = _norm_bounds(s, kappa, misalignment) | _top_k(s, triplets, first, path)
+        residual = _norm_bounds(s, Factors(*(x[first:] for x in factors))) | _top_k(s, triplets, first, path)
         residual |= {name: each[-1] for name, each in row_exact(s).items()}
         residual |= _psi_bounds(s, coherence)
     return Bounds(
@@ -145,7 +147,7 @@ _RESIDUAL_FIELDS = tuple(
 )
 
 
-def _norm_bounds(s: Spine, kappa: Any, misalignment: Any) -> dict[str, Any]:
+def _norm_bounds(s: Spine, factors: Factors) -> dict[str, Any]:
     """Paper, telescoping and transfer bounds: from norms of injections and the scalars of layers only."""
     rows = row_projections(s)
     on_path = norm(rows, axis=1)
@@ -153,56 +155,12 @@ def _norm_bounds(s: Spine, kappa: Any, misalignment: Any) -> dict[str, Any]:
     off_path = norm(off, axis=(1, 2))
     size = norm(s.sources, axis=(1, 2))
     gains = log_gains(s)
-    x_v, x_perp, telescoped = transfer_factors(s.xi, kappa, misalignment)
     total = lambda log_terms: jax.nn.logsumexp(gains + log_terms)
     return {
         "paper": total(log_of(reverse_cumsum(s.xi)) + log_of(size)),
-        "telescoping": total(telescoped + log_of(size)),
-        "transfer": total(jnp.logaddexp(x_v + log_of(on_path), x_perp + log_of(off_path))),
+        "telescoping": total(factors.telescoped + log_of(size)),
+        "transfer": total(jnp.logaddexp(factors.along + log_of(on_path), factors.across + log_of(off_path))),
     }
-
-
-def transfer_factors(xi: Any, kappa: Any, misalignment: Any, *, every_depth: bool = False) -> tuple[Any, Any, Any]:
-    """Carry (m, p, q, n) for every injection at once; return log x_v, log x_perp, log telescoped.
-
-    Entry k belongs to the injection that enters before spine layer k; it starts to move when the scan
-    has passed that layer. Shape (n,) at the last layer, or (n, n) with one row per depth (entries k
-    beyond the depth mean nothing): O(n^2) memory, for pictures.
-    """
-    n = xi.shape[0]
-    zero, one = jnp.zeros_like(xi), jnp.ones_like(xi)
-    index = jnp.arange(n)
-    read = lambda state: (log_of(state[0][3]) + state[0][4], log_of(state[1][3]) + state[1][4], log_of(state[2][0]))
-
-    def step(state: Any, layer: Any) -> tuple[Any, Any]:
-        along, across, (steps, carried) = state
-        i, k, s, x = layer  # from spine layer i to i+1: kappa, s, and xi of the layer entered
-        moved = (
-            _deviate(along, k, s, x),
-            _deviate(across, k, s, x),
-            (steps + x * s * carried, k * carried),
-        )
-        state = jax.tree.map(lambda a, b: jnp.where(index <= i, a, b), moved, state)
-        return state, read(state) if every_depth else None
-
-    start = ((one, zero, zero, zero, zero), (zero, zero, xi, xi, zero), (xi, one))
-    layers = (jnp.arange(n - 1), kappa, misalignment, xi[1:])
-    last, history = jax.lax.scan(step, start, layers)
-    if not every_depth:
-        return read(last)
-    return tuple(jnp.concatenate([first[None], rest]) for first, rest in zip(read(start), history, strict=True))  # pyright: ignore[reportReturnType]
-
-
-def _deviate(state: Any, k: Any, s: Any, x: Any) -> Any:
-    """One layer of the transfer recursion, renormalised so that no factor under- or overflows."""
-    m, p, q, n, log = state
-    p_next = jnp.minimum(k * p + s * q, n)
-    q_next = x * (jnp.minimum(s * p + q, n) + m * s)
-    n_next = jnp.minimum(jnp.hypot(p_next, q_next), n + x * m * s)
-    p_next, q_next, m_next = jnp.minimum(p_next, n_next), jnp.minimum(q_next, n_next), k * m
-    size = jnp.maximum(m_next, n_next)
-    unit = jnp.where(size > 0, size, 1.0)
-    return m_next / unit, p_next / unit, q_next / unit, n_next / unit, log + jnp.log(unit)
 
 
 def row_exact(s: Spine) -> dict[str, Any]:
@@ -298,32 +256,11 @@ def _psi_bounds(s: Spine, coherence: Coherence | None) -> dict[str, Any]:
     }
 
 
-def _propagator_norms(triplets: Triplets) -> Any:
+def _propagator_norms(triplets: Triplets, factors: Factors) -> Any:
     """Return log upper bounds of ||W_L...W_l|| for l = 1..L, (L,): best of transfer and sharp growth."""
     sigma, xi = triplets.sigma[:, 0], triplets.xi
     gains = reverse_cumsum(log_of(sigma))
-    kappa, misalignment = upper_alignment(triplets)
-    zero, one = jnp.zeros_like(xi), jnp.ones_like(xi)
-    index = jnp.arange(xi.shape[0])
-
-    def carry(state: Any, k: Any, s: Any, x: Any) -> Any:
-        p, q, n, log = state
-        p_next = jnp.minimum(k * p + s * q, n)
-        q_next = x * jnp.minimum(s * p + q, n)
-        n_next = jnp.minimum(n, jnp.hypot(p_next, q_next))
-        unit = jnp.where(n_next > 0, n_next, 1.0)
-        return p_next / unit, q_next / unit, n_next / unit, log + jnp.log(unit)
-
-    def step(state: Any, layer: Any) -> tuple[Any, None]:
-        i, k, s, x = layer
-        moved = tuple(carry(part, k, s, x) for part in state)
-        return jax.tree.map(lambda a, b: jnp.where(index <= i, a, b), moved, state), None
-
-    start = ((one, zero, one, zero), (zero, xi, xi, zero))
-    layers = (jnp.arange(xi.shape[0] - 1), kappa, misalignment, xi[1:])
-    (along, across), _ = jax.lax.scan(step, start, layers)
-    log_v, log_perp = log_of(along[2]) + along[3], log_of(across[2]) + across[3]
-    transfer = 0.5 * jnp.logaddexp(2 * log_v, 2 * log_perp)
+    transfer = 0.5 * jnp.logaddexp(2 * factors.carried, 2 * factors.across)
     first, later = _log_growth(triplets)
     nothing = jnp.zeros((1,), xi.dtype)
     # the weight of the layer a product starts at is free: 1 is best, and makes two-layer products exact

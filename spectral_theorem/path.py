@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .scaled import Scaled, linear, log_norm, log_of, meet, norm, scaled, subtract
-from .types import Triplets, container, refuse
+from .types import Triplets, container, one_chain, refuse
 
 
 @container
@@ -41,6 +41,7 @@ class Spine:
 
 def dense(chain: Any) -> Any:
     """Return a LayerChain: the chain itself, or an operator chain in an isometric context basis."""
+    chain = one_chain(chain)  # first: NumPy arrays have a method `compress` too
     return chain.compress().chain if hasattr(chain, "compress") else chain
 
 

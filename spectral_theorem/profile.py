@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .bounds import row_exact, transfer_factors, upper_alignment
+from .bounds import row_exact, upper_alignment
+from .factors import transfer_factors_by_depth
 from .path import dense, first_layer, residual_by_depth, row_projections, spine
 from .scaled import log_of, norm
 from .types import Triplets, container
@@ -77,7 +78,7 @@ def _depth_profile(chain: Any, triplets: Triplets) -> DepthProfile:
     if n == 0:
         return DepthProfile(**dict.fromkeys(DepthProfile.__dataclass_fields__, jnp.zeros((0,), chain.dtype)))  # pyright: ignore[reportArgumentType]
     kappa, misalignment = (x[first_layer(chain) :] for x in upper_alignment(triplets))
-    x_v, x_perp, telescoped = transfer_factors(s.xi, kappa, misalignment, every_depth=True)
+    factors = transfer_factors_by_depth(s.xi, kappa, misalignment)
     rows = row_projections(s)
     along = norm(rows, axis=1)
     across = norm(s.sources - s.v[:, :, None] * rows[:, None, :], axis=(1, 2))
@@ -91,8 +92,8 @@ def _depth_profile(chain: Any, triplets: Triplets) -> DepthProfile:
     return DepthProfile(
         log_residual=residual_by_depth(s)[1],
         log_paper=total(log_of(impurity) + log_of(size)),
-        log_telescoping=total(telescoped + log_of(size)),
-        log_transfer=total(jnp.logaddexp(x_v + log_of(along), x_perp + log_of(across))),
+        log_telescoping=total(factors.telescoped + log_of(size)),
+        log_transfer=total(jnp.logaddexp(factors.along + log_of(along), factors.across + log_of(across))),
         log_row_exact=sides["row_exact"],
         log_row_exact_lower=sides["row_exact_lower"],
         log_scale=total(jnp.broadcast_to(log_of(size), (n, n))),

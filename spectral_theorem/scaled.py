@@ -1,8 +1,11 @@
 """Arrays with a logarithmic scale, so that products of 10,000 layers neither overflow nor vanish.
 
-A `Scaled` stands for `value * exp(log)`, with `value` of unit size and any pytree of arrays as
+A `Scaled` stands for `value * exp(log)`, with `value` of about unit size and any pytree of arrays as
 `value` (all leaves share the scale). The normaliser is a constant for differentiation, which
 leaves gradients exact because the product does not depend on it.
+
+Logs of normalisers are whole numbers, so that adding up ten thousand of them rounds nothing: at a
+gain of 3 per layer the sum is 11,000, and rounding it at every step cost ten digits.
 """
 
 from typing import Any
@@ -22,9 +25,12 @@ class Scaled:
 
 
 def log_size(tree: Any) -> Any:
-    """Return the logarithm of the largest |entry| over all leaves, a constant under differentiation."""
+    """Return the logarithm of the largest |entry| over all leaves to the nearest whole number, or -inf.
+
+    A constant under differentiation.
+    """
     peaks = [jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree.leaves(tree)]
-    return jnp.log(jax.lax.stop_gradient(jnp.stack(peaks).max()))
+    return jnp.round(jnp.log(jax.lax.stop_gradient(jnp.stack(peaks).max())))
 
 
 def _finite(log: Any) -> Any:
@@ -33,14 +39,14 @@ def _finite(log: Any) -> Any:
 
 
 def scaled(tree: Any, log: Any = 0.0) -> Scaled:
-    """Normalise `tree * exp(log)` to unit size.
+    """Normalise `tree * exp(log)` to about unit size, between exp(-1/2) and exp(1/2).
 
     Examples
     --------
     >>> import jax.numpy as jnp
     >>> x = scaled(jnp.asarray([0.0, 4.0]))
-    >>> x.value.tolist(), round(float(x.log), 4)
-    ([0.0, 1.0], 1.3863)
+    >>> float(x.log), round(float(x.value[1]), 4)   # 4 = 1.4715 e
+    (1.0, 1.4715)
     """
     size = log_size(tree)
     shrink = jnp.exp(-_finite(size))
@@ -48,7 +54,7 @@ def scaled(tree: Any, log: Any = 0.0) -> Scaled:
 
 
 def meet(a: Scaled, b: Scaled) -> tuple[Any, Any, Any]:
-    """Bring two values to one scale: return (a's tree, b's tree, log), both at most of unit size."""
+    """Bring two values to one scale: return (a's tree, b's tree, log), both at most of about unit size."""
     log = jnp.maximum(a.log, b.log)
     down = lambda x: jnp.exp(x.log - _finite(log))
     shrink = lambda x: jax.tree.map(lambda leaf: leaf * down(x), x.value)

@@ -5,8 +5,11 @@ be written down in one line: `make_chain("tie", shape=(3, 2, 2), seed=0)`.
 """
 
 import dataclasses
+import functools
 import math
 import os
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -230,7 +233,7 @@ def check_claim(
     >>> found.examples, found.tightness > 0.5
     (20, True)
     """
-    claim = f"{getattr(fn, '__module__', None)}:{getattr(fn, '__qualname__', type(fn).__name__)}"
+    claim, importable = _name(fn)
     path = _checked_arguments(chains, examples, Path(save), seed)
     margins, ratios = [], []
     failure: dict[str, Any] = {}
@@ -272,7 +275,7 @@ def check_claim(
     except Exception as error:
         if not failure:
             raise
-        _report(error, claim, path, failure, seed=seed)
+        _report(error, claim, path, failure, seed=seed, importable=importable)
     least = lambda values, take: float(take(values)) if not all(map(math.isnan, values)) else math.nan
     return ClaimCheck(claim, len(margins), least(margins, np.nanmin), least(ratios, np.nanmax))
 
@@ -327,7 +330,23 @@ def judge(returned: Any, chain: LayerChain) -> _Judged:
     return _Judged(False, float(margins[worst]), ratio, says)
 
 
-def _report(error: Exception, claim: str, path: Path, failure: dict[str, Any], *, seed: int) -> NoReturn:
+def _name(fn: Callable[..., Any]) -> tuple[str, bool]:
+    """Return MODULE:FUNCTION as `verify --claim` takes it, and whether a new process finds the function so."""
+    module, name = str(getattr(fn, "__module__", None)), getattr(fn, "__qualname__", type(fn).__name__)
+    try:
+        importable = functools.reduce(getattr, name.split("."), sys.modules[module]) is fn
+    except (KeyError, AttributeError):  # made inside a function, a lambda, a partial
+        importable = False
+    if module == "__main__":
+        # a script is a module of its own name to the process that replays it; typed-in code is none
+        script = getattr(sys.modules[module], "__file__", None)
+        module, importable = (Path(script).stem, importable) if script else (module, False)
+    return f"{module}:{name}", importable
+
+
+def _report(
+    error: Exception, claim: str, path: Path, failure: dict[str, Any], *, seed: int, importable: bool
+) -> NoReturn:
     """Save the counterexample and raise the one error a user sees, with Hypothesis' notes kept."""
     notes = [note for note in getattr(error, "__notes__", []) if "=make_chain(" in note]
     made = " ".join(notes[0].split("=", 1)[1].split()).rstrip(",) ") + ")" if notes else "a drawn chain"
@@ -335,9 +354,10 @@ def _report(error: Exception, claim: str, path: Path, failure: dict[str, Any], *
     meta = {"claim": claim, "expected": "VIOLATED", "margin": failure["margin"], "note": f"{says}, on {made}"}
     save_chain(path, failure["chain"], meta, seed=seed)
     flaky = " (not on every call: the function is not deterministic)" if isinstance(error, HypothesisException) else ""
+    command = ["spectral-theorem", "verify", str(path), *(["--claim", claim] if importable else [])]
     raise AssertionError(
         f"claim {claim} fails with margin {failure['margin']:.3g}: {says}{flaky}, on {made}; "
-        f"saved as {path}; replay with: spectral-theorem verify {path}"
+        f"saved as {path}; replay with: {shlex.join(command)}"
     ) from (None if isinstance(error, (_Refuted, HypothesisException)) else error)
 
 

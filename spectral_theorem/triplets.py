@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from .scaled import log_of, norm
-from .types import Triplets, refuse
+from .types import Triplets, one_chain, refuse
 
 
 def decompose(
@@ -60,7 +60,7 @@ def decompose(
     >>> t.sigma[0].tolist(), t.rho.tolist(), bool(t.resolved.all())
     ([2.0, 1.0], [2.0, 2.0], True)
     """
-    width = chain.width
+    width = one_chain(chain).width
     count = min(2, width) if top is None else top
     if not 1 <= count <= width:
         refuse(f"top={top}", f"1 <= top <= D = {width}", "top=2")

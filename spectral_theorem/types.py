@@ -288,6 +288,20 @@ class LayerChain:
         return self.propagators.dtype
 
 
+def one_chain(chain: Any) -> Any:
+    """Return a chain as it is; refuse anything else, and a batch of chains where one is meant."""
+    w = getattr(chain, "propagators", None)
+    if w is None:
+        refuse(
+            f"a chain of type {type(chain).__name__}",
+            "a LayerChain or an OperatorChain",
+            "st.LayerChain(propagators, injections)",
+        )
+    if not callable(w) and w.ndim != 3:
+        refuse(f"a batch of chains, propagators {tuple(w.shape)}", "one chain", "st.verify_many, or jax.vmap")
+    return chain
+
+
 @container
 class Triplets:
     r"""Hold the leading singular triplets of every :math:`W_l`, with their error bars.

@@ -15,7 +15,7 @@ from .regimes import RegimeReport, classify
 from .scaled import Scaled, log_norm, log_of, norm, scaled
 from .summary import to_plain
 from .triplets import decompose
-from .types import Thresholds, Triplets, Verdict, container, tolerance
+from .types import Thresholds, Triplets, Verdict, container, refuse, tolerance
 
 __all__ = ["CLAIMS", "Verification", "verify", "verify_many"]
 
@@ -97,6 +97,11 @@ def verify_many(chains: Any, thresholds: Thresholds | None = None, *, batch_size
     -------
     Verification with a leading batch axis.
 
+    Raises
+    ------
+    InputError
+        When `chains` is one chain, or `batch_size` is not a whole number of at least 1.
+
     Examples
     --------
     >>> import jax
@@ -107,6 +112,15 @@ def verify_many(chains: Any, thresholds: Thresholds | None = None, *, batch_size
     >>> [v.name for v in found.claims["identity"].verdict]
     ['HOLDS', 'HOLDS', 'HOLDS', 'HOLDS', 'HOLDS']
     """
+    w = getattr(chains, "propagators", None)
+    if callable(w) or getattr(w, "ndim", 0) != 4:
+        refuse(
+            f"chains of type {type(chains).__name__} and not with propagators (B, L, D, D)",
+            "a LayerChain with a leading batch axis",
+            "st.verify(chain) for one chain",
+        )
+    if not isinstance(batch_size, int) or batch_size < 1:
+        refuse(f"batch_size={batch_size!r}", "a whole number >= 1", "batch_size=8")
     return _verify_many(chains, Thresholds() if thresholds is None else thresholds, batch_size)
 
 

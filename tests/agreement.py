@@ -215,12 +215,14 @@ def _regime(f: Findings, s: oracle.Stack, r: Row, t: Row, thresholds: Thresholds
     cone, blur = s.cone(), _blur(t)
     if abs(cone["margin"]) < 1e6:
         f.close("cone margin", r.cone_margin, cone["margin"], blur * (1 + abs(cone["margin"])) ** 2)
-        if cone["contraction"] > 1e-9:  # below that it is a product of rounding errors
+        if all(s.xi[j + 1] > 1e-8 for j in s.couplings):  # below that a factor is little but rounding
             f.close("contraction", np.exp(r.log_contraction), cone["contraction"], 10 * blur * cone["contraction"])
         f.close("closed growth", np.exp(r.log_cone_growth), cone["closed"], 10 * blur * cone["closed"] + 1e-300)
         if cone["margin"] > blur:
             f.close("tracked growth", np.exp(r.log_tracked_growth), cone["tracked"], blur * cone["tracked"] + 1e-300)
-            f.close("output angle", r.output_angle, cone["angle"], blur * cone["angle"] + 1e-12)
+            # error bars of the couplings add up along the way: an angle of 0 becomes their sum
+            bars = s.L * (blur - 1e-6) + 1e-12
+            f.close("output angle", r.output_angle, cone["angle"], blur * cone["angle"] + bars)
             for mine, k in zip(r.caught, s.sources, strict=True):
                 f.true("caught", mine == cone["caught"][k] or _borderline(s, k))
     if all(s.propagator_norm(k) > 0 for k in s.sources):

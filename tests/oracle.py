@@ -61,7 +61,7 @@ class Stack:
         self.L, self.D = propagators.shape[:2]
         layers = range(1, self.L + 1)
         self.W = {l: propagators[l - 1] for l in layers}
-        size = 1 if injections is None else np.shape(injections)[-1]
+        size = 0 if injections is None else np.shape(injections)[-1]
         self.G = {
             k: np.zeros((self.D, size)) if injections is None else np.asarray(injections[k - 1], float) for k in layers
         }
@@ -283,7 +283,7 @@ class Stack:
         gain = self.gain(self.first)
         return {
             "margin": 1 - max(factors, default=0.0),
-            "contraction": math.prod(factors),
+            "contraction": math.inf if blocked else math.prod(factors),
             "closed": gain / math.prod(chi.values()),
             "tracked": gain * growth,
             "angle": math.atan(self.xi[self.L] * tau) if tau < math.inf else math.pi / 2,
@@ -294,10 +294,9 @@ class Stack:
         return min(math.log(constant) - rate * (self.L - k) - math.log(self.propagator_norm(k)) for k in self.sources)
 
     def lyapunov(self):
-        """Exponents from volumes: the first m coordinate directions span a volume that grows by their sum."""
-        total = self.product(0)
-        volumes = [0.0, *(0.5 * np.linalg.slogdet(total[:, :m].T @ total[:, :m])[1] for m in range(1, self.D + 1))]
-        return sorted(np.diff(volumes) / self.L, reverse=True)
+        """Exponents from volumes: the first m coordinate directions span one of |r_11 ... r_mm| after all layers."""
+        diagonal = np.abs(np.diag(np.linalg.qr(self.product(0), mode="r")))
+        return sorted(np.log(diagonal) / self.L, reverse=True)
 
     # the truth behind each bound -------------------------------------------------------------------
 

@@ -1,8 +1,10 @@
 """One `verify` from end to end: planted, written, replayed, compared; claims of the user's own."""
 
 import dataclasses
+import importlib
 import json
 import math
+import shlex
 import sys
 
 import jax
@@ -146,6 +148,16 @@ def test_a_saved_counterexample_is_replayed_with_its_claim(own_claims, tmp_path,
     outcome = check.run(file=path, claim=name)
     assert outcome.text.endswith("as recorded: 1 of 1 verdicts checked again, all the same")
     assert outcome.exit_code == 1
+
+
+def test_the_command_that_check_claim_prints_replays_the_counterexample(own_claims, run_folder, verified_with, capsys):
+    claim = importlib.import_module("own_claims").gains_are_at_most_one
+    with pytest.raises(AssertionError) as error:
+        st.testing.check_claim(claim, chains=st.testing.layer_chains(shapes=[(2, 2, 1)]), examples=30)
+    command = shlex.split(str(error.value).partition("replay with: ")[2])
+    assert command[0] == "spectral-theorem" and cli.main(command[1:]) == 1
+    assert capsys.readouterr().out.strip().endswith("as recorded: 1 of 1 verdicts checked again, all the same")
+    sys.modules.pop("own_claims")
 
 
 @pytest.mark.parametrize(

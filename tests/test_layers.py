@@ -28,6 +28,7 @@ RANK = {
     "audio": 2,
     "path": 2,
     "coherence": 2,
+    "factors": 2,
     "ensembles": 2,
     "wording": 2,
     "whisper": 3,

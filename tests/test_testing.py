@@ -1,8 +1,11 @@
 """The strategies draw what they promise, and a false claim is found, shrunk, kept and replayed."""
 
+import functools
 import re
+import shlex
 import subprocess
 import sys
+import types
 
 import hypothesis
 import jax
@@ -188,6 +191,24 @@ def test_a_false_claim_is_found_shrunk_kept_and_replayed(file):
     # The message says how to make the same chain again.
     made = eval(re.search(r"make_chain\(.*?seed=\d+\)", text)[0])
     assert np.array_equal(made.propagators, chain.propagators) and np.array_equal(made.injections, chain.injections)
+
+
+def test_the_command_that_replays_names_the_claim_where_it_can_be_imported(file, monkeypatch):
+    assert refuted(decay_by_rho, file).endswith(f"verify {shlex.quote(str(file))} --claim {__name__}:decay_by_rho")
+    local = lambda chain: chain.depth < 3
+    for hidden in (local, functools.partial(local)):
+        assert refuted(hidden, file).endswith(f"verify {shlex.quote(str(file))}")
+    # what a script defines is found in the module of the script's name
+    script = types.ModuleType("__main__")
+    script.__file__, script.never = "somewhere/mybounds.py", never
+    monkeypatch.setitem(sys.modules, "__main__", script)
+    monkeypatch.setattr(never, "__module__", "__main__")
+    assert refuted(never, file).endswith(" --claim mybounds:never")
+    assert load_chain(file)[1]["claim"] == "mybounds:never"
+
+
+def never(chain):
+    return chain.depth < 1
 
 
 def test_the_counterexample_shrinks_to_the_simplest(file):
