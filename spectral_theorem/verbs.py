@@ -173,7 +173,7 @@ class Transcribe:
     """Seed of what is drawn."""
     batch: int = 8
     """Windows to decode together."""
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """Precision of the model."""
     out: Out = None
     """Run folder to write: summary.json and the table."""
