@@ -3,12 +3,15 @@
 A bound that is attained and shrunk by 1 % is false, and its claim must say so.
 """
 
+from types import SimpleNamespace
+
 import agreement
 import batches
 import jax
 import jax.numpy as jnp
 import makers
 import numpy as np
+import oracle
 import pytest
 from judging import judged
 
@@ -221,6 +224,27 @@ def test_c2_is_within_a_square_root_of_two():
     lost = np.sqrt(2) / np.sqrt(1 - gamma**2)
     assert judged(chains, found, log_residual_norm=0.99 * lost)["c2"].tolist() == ["HOLDS"]
     assert judged(chains, found, log_residual_norm=1.01 * lost)["c2"].tolist() == ["VIOLATED"]
+
+
+def factors_are_right(module):
+    """Compare with the oracle on scalars for which every cap binds somewhere: turned and impure, six layers."""
+    rng, n = np.random.default_rng(1), 6
+    s, xi = rng.uniform(0, 1, (100, n - 1)), rng.uniform(0.5, 1, (100, n))
+    kappa = np.sqrt((1 - s) * (1 + s))
+    found = jax.vmap(module.transfer_factors)(*(jnp.asarray(x) for x in (xi, kappa, s)))
+    for i in range(100):
+        count = lambda x, i=i: dict(enumerate(x[i], start=1))
+        stack = SimpleNamespace(L=n, kappa=count(kappa), s=count(s), xi=count(xi))
+        deviate = lambda k, *state, stack=stack: oracle.Stack._deviation(stack, k, *state)
+        along = [deviate(k, 1.0, 0.0, 0.0, 0.0) for k in range(n)]
+        across = [deviate(k, 0.0, 0.0, xi[i, k], xi[i, k]) for k in range(n)]
+        if not (np.allclose(np.exp(found.along[i]), along) and np.allclose(np.exp(found.across[i]), across)):
+            return False
+    return True
+
+
+def test_factors_agree_with_the_oracle_where_caps_bind():
+    assert factors_are_right(factors)
 
 
 def test_deep_chains_go_block_by_block_to_the_same_numbers(monkeypatch):
