@@ -3,8 +3,10 @@
     python scripts/bench_whisper.py MODELS docs/benchmarks/whisper_speed.json [--repeats 7]
 
 MODELS is the folder with `whisper-tiny.en-digits` and `whisper-tokenizer`. Needs the parity extra.
-Both sides compute in float32 on two threads. Every repeat times each side once, in changing order,
-so that whatever else the machine does meets all of them; compilation and first calls are timed apart.
+Both sides compute in float32 on two threads; with `--torch-threads 1` torch takes one, which is faster
+for it where other work keeps the cores busy, because its threads wait for each other. `--append` adds
+rows to the file. Every repeat times each side once, in changing order, so that whatever else the
+machine does meets all of them; compilation and first calls are timed apart.
 """
 
 import argparse
@@ -36,7 +38,6 @@ from transformers.utils import logging
 from spectral_theorem import whisper
 from spectral_theorem.whisper.decode import decode
 
-THREADS = 2
 NEW = 64
 REFERENCES = ("eager", "sdpa")
 
@@ -91,6 +92,7 @@ def compare(name: str, sides: dict[str, Callable[[], Any]], repeats: int) -> dic
     ours = times["ours"]
     row = {
         "name": name,
+        "torch_threads": torch.get_num_threads(),
         "load_1min": [load[0], os.getloadavg()[0]],
         "first_call_s": first,
         "seconds": {
@@ -109,7 +111,7 @@ def compare(name: str, sides: dict[str, Callable[[], Any]], repeats: int) -> dic
     return row
 
 
-def rows_of(folder: Path, label: str, repeats: int) -> Iterator[dict[str, Any]]:
+def rows_of(folder: Path, label: str, repeats: int, only: str) -> Iterator[dict[str, Any]]:
     """Compare encoder and decoder on one model, row by row."""
     ours = whisper.load(folder)
     end, prompt = ours.generation.end, ours.generation.prompt
@@ -117,7 +119,7 @@ def rows_of(folder: Path, label: str, repeats: int) -> Iterator[dict[str, Any]]:
     theirs = references(folder, suppressed)
     draw = np.random.default_rng(0)
     mel = draw.standard_normal((8, 80, 3000)).astype(np.float32)
-    for batch in (1,):
+    for batch in (1,) if only in f"{label}: encoder, batch 1" else ():
         x, y = jnp.asarray(mel[:batch]), torch.tensor(mel[:batch])
 
         def encode(model: Any, y: torch.Tensor = y) -> Any:
@@ -129,6 +131,8 @@ def rows_of(folder: Path, label: str, repeats: int) -> Iterator[dict[str, Any]]:
         yield compare(f"{label}: encoder, batch {batch}", sides, repeats)
     states = np.asarray(ours.encode(jnp.asarray(mel)))
     for batch in (1, 8):
+        if only not in f"{label}: {NEW} greedy tokens, batch {batch}":
+            continue
         c, t = jnp.asarray(states[:batch]), torch.tensor(states[:batch])
 
         def generate(model: Any, t: torch.Tensor = t, batch: int = batch) -> Any:
@@ -160,9 +164,12 @@ def main() -> None:
     parser.add_argument("models", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--torch-threads", type=int, default=2)
+    parser.add_argument("--only", default="", help="take rows whose name holds this")
+    parser.add_argument("--append", action="store_true")
     options = parser.parse_args()
     logging.set_verbosity_error()
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(options.torch_threads)
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "torch", "transformers", "numpy")}
     environment = {
         "python": platform.python_version(),
@@ -170,7 +177,6 @@ def main() -> None:
         "machine": platform.machine(),
         "device": str(jax.devices()[0]),
         "cpus": os.cpu_count(),
-        "torch_threads": THREADS,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "command": " ".join(["scripts/bench_whisper.py", *map(lambda a: Path(a).name, sys.argv[1:])]),
         "date": time.strftime("%Y-%m-%d"),
@@ -181,8 +187,9 @@ def main() -> None:
             "digits": options.models / "whisper-tiny.en-digits",
             "random tiny.en": random_tiny(options.models, Path(folder)),
         }
-        rows = []
-        for row in itertools.chain.from_iterable(rows_of(path, name, options.repeats) for name, path in models.items()):
+        rows = json.loads(options.target.read_text())["rows"] if options.append else []
+        each = (rows_of(path, name, options.repeats, options.only) for name, path in models.items())
+        for row in itertools.chain.from_iterable(each):
             rows.append(row)
             options.target.write_text(json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n")
 

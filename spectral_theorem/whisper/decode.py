@@ -199,7 +199,8 @@ def _decode(shared: Any, rows: Any, *, settings: LoopSettings) -> Decoded:
 
     def choose(logits: Array, count: Array, tokens: Array, latest: Array, mask: Array) -> tuple[Array, Array]:
         """Return the next token of every row, and its log-probability."""
-        scores = logits.astype(wide) + mask
+        # Fused with what follows, the product with 51,864 rows runs eight times slower on a CPU.
+        scores = jax.lax.optimization_barrier(logits).astype(wide) + mask
         if settings.timestamps and generation.first_timestamp is not None:
             if generation.no_timestamps is not None:
                 scores = scores.at[:, generation.no_timestamps].set(-jnp.inf)
