@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("PJRT_NPROC", str(os.cpu_count()))  # as `spectral-theorem transcribe` sets it
 
 import jax
 import jax.numpy as jnp

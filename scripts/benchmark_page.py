@@ -1,4 +1,4 @@
-"""Draw docs/benchmarks/whisper.md from the JSON files beside it, so that no number is typed by hand.
+"""Draw the pages of docs/benchmarks from the JSON files beside them, so that no number is typed by hand.
 
 python scripts/benchmark_page.py
 """
@@ -54,12 +54,10 @@ Drawn by `scripts/benchmark_page.py` from [whisper_speed.json](whisper_speed.jso
 
 ## Speed beside transformers
 
-`scripts/bench_whisper.py` runs both sides in one process and changes sides at random within each of {repeats} repeats or
-more: float32, {where["cpus"]} cores, ours always on both. Cells give minimum, median and maximum in seconds. The three ratios are
-those of the minima, the median of the ratios within a repeat, and that of the least processor times; above 1, ours is
-faster. Our first call compiles, and is timed apart. The load is that of the whole machine, at the start and the end of
-a row: what else ran took time from both sides, and from torch's two threads, which wait for each other, most of all.
-Rows with one thread of torch are the fair ones under load, and its processor time there is not spent waiting.
+`scripts/bench_whisper.py` runs both sides in one process and changes sides at random within each of {repeats} repeats:
+float32, {where["cpus"]} cores. Cells give minimum, median and maximum in seconds. The three ratios are those of the minima, the
+median of the ratios within a repeat, and that of the least processor times; above 1, ours is faster. Our first call
+compiles, and is timed apart. The load is that of the whole machine, at the start and the end of a row.
 
 {speed_table(speed)}
 
@@ -81,10 +79,75 @@ weights and the vocabulary of 51,864.
 """  # noqa: E501
 
 
+def rows_of(head: str, rows: list[list[str]]) -> str:
+    """Return a table in Markdown."""
+    return "\n".join(
+        [f"| {head} |", "| --- " * (head.count("|") + 1) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+    )
+
+
+def parity_page(parity: dict[str, Any], others: dict[str, dict[str, Any]], memory: dict[str, Any]) -> str:
+    """Return the page on agreement with the reference implementations, and on memory."""
+    where, real = parity["environment"], parity["real_blocks"]
+    number = lambda x: f"{x:.1e}"
+    random = [
+        [name, f"{row['width']}, {row['mels']}, {row['vocabulary']}"]
+        + [number(row[f"{what}_{dtype}"]) for dtype in ("float32", "float64") for what in ("states", "logits")]
+        for name, row in parity["random_models"].items()
+    ]
+    mel = [[name, *map(number, row.values())] for name, row in parity["log_mel"].items()]
+    beside = [
+        [f"{name} {case}", number(row["states_difference"]), number(row["logits_difference"])]
+        for name, measured in others.items()
+        for case, row in measured["cases"].items()
+    ]
+    versions = "; ".join(
+        f"{name}: {', '.join(f'{k} {v}' for k, v in measured['environment']['theirs'].items())}"
+        for name, measured in others.items()
+    )
+    used = [
+        [dtype, f"{row['weights_gb']:.2f}", f"{row['loading_over_weights']:.2f}", f"{row['peak_gb']:.2f}"]
+        for dtype, row in memory["figures"].items()
+    ]
+    states = real["states"]
+    return f"""# Whisper: agreement with the reference implementations
+
+Drawn by `scripts/benchmark_page.py` from [parity.json](parity.json) (`scripts/measure_parity.py`), [parity_openai.json](parity_openai.json),
+[parity_flax.json](parity_flax.json) and [memory.json](memory.json). All numbers are largest absolute differences.
+
+## transformers {where["transformers"]}, torch {where["torch"]}
+
+Random weights, the reference in float64, ours in two precisions:
+
+{rows_of("model | width, mels, vocabulary | states, float32 | logits, float32 | states, float64 | logits, float64", random)}
+
+Log-mel in float32. The reference's extractor has two routes, which differ from each other by more than ours does from
+the exact one:
+
+{rows_of("sound | ours to the NumPy route | ours to the torch route | torch route to NumPy route", mel)}
+
+Real blocks of tiny.en on {real["clips"]} strings of spoken digits: greedy tokens are the same on **{real["same_greedy_tokens"]} of {real["clips"]}**. Encoder states
+agree to {number(states["float64"])} in float64 and to {number(states["float32"])} in float32, where the largest state is {states["largest_state"]:.0f}. States of silent frames are
+ill-conditioned: the reference's own float32 is {number(states["reference_float32_to_its_float64"])} from its float64.
+
+## Other implementations, out of process
+
+{rows_of("case | states | logits", beside)}
+
+Float32 on both sides. {versions}.
+
+## Memory: the shape of large-v3-turbo, one window and five tokens
+
+{rows_of("weights in | weights, GB | peak while loading / weights | peak, GB", used)}
+"""  # noqa: E501
+
+
 def main() -> None:
-    """Write the page."""
-    speed, wer = (json.loads((FOLDER / name).read_text()) for name in ("whisper_speed.json", "wer.json"))
-    (FOLDER / "whisper.md").write_text(page(speed, wer), encoding="utf-8")
+    """Write the pages."""
+    read = lambda name: json.loads((FOLDER / f"{name}.json").read_text())
+    (FOLDER / "whisper.md").write_text(page(read("whisper_speed"), read("wer")), encoding="utf-8")
+    others = {"openai-whisper": read("parity_openai"), "Flax Whisper": read("parity_flax")}
+    (FOLDER / "parity.md").write_text(parity_page(read("parity"), others, read("memory")), encoding="utf-8")
 
 
 if __name__ == "__main__":

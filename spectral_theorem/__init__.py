@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 # Batched LAPACK calls that run at once hold one worker thread each while they wait for others; on a machine with two
 # cores XLA's CPU client may then wait for ever. More threads than `verify` has such calls prevent it. Read once, when
 # the client starts; no JAX setting is touched, and a value that is already there stays.
-os.environ.setdefault("PJRT_NPROC", str(max(16, os.cpu_count() or 1)))
+SPARE_THREADS = str(max(16, os.cpu_count() or 1))
+os.environ.setdefault("PJRT_NPROC", SPARE_THREADS)
 
 __version__ = "0.1.0"
 

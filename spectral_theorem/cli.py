@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import tyro
 
-from . import __version__
-from .verbs import PLANTED, RUNS, Demo, Verb, Verify
+from . import SPARE_THREADS, __version__, carried
+from .verbs import PLANTED, RUNS, Demo, Measure, Verb, Verify
 
 if TYPE_CHECKING:
     from .console import Outcome
@@ -166,6 +166,8 @@ def _run(verb: Verb) -> "Outcome":
     if options.get("audio") == ():
         example = " ".join([type(verb).__name__.lower(), *([options["model"]] if "model" in options else [])])
         raise BadUsage(f"got no AUDIO; expected one or more recordings; try {PROGRAM} {example} clip.flac")
+    if options.get("model") == carried.NAME:
+        options["model"] = str(carried.MODEL)
     if options.pop("offline", False):
         os.environ["HF_HUB_OFFLINE"] = "1"  # read by the Hub's own package when it loads
     if isinstance(verb, Verify):
@@ -178,6 +180,9 @@ def _run(verb: Verb) -> "Outcome":
         options["thresholds"] = {name: value for name, value in chosen.items() if value is not None}
     if isinstance(verb, Verify | Demo):
         _prefer_quick_compilation()
+    if not isinstance(verb, Verify | Demo | Measure) and os.environ.get("PJRT_NPROC") == SPARE_THREADS:
+        # Spare threads serve decompositions only; where there are none, they cost a quarter of the encoder's time.
+        os.environ["PJRT_NPROC"] = str(os.cpu_count() or 1)
     if "dtype" in options:
         import jax
 

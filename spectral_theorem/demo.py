@@ -1,5 +1,6 @@
-"""Show the theorem at work: chains whose answers are known, then a tiny Whisper as plumbing."""
+"""Show the theorem at work: chains whose answers are known, then a small trained Whisper, clean and stressed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,37 +8,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import carried
 from .chainfile import save_chain
 from .console import Outcome, aligned, exit_code, verdict_in_words, verdicts, working
+from .datasets import read_manifest
 from .ensembles import growing_despite_rho_below_one, planted
 from .measure import measure_token
 from .profile import depth_profile
 from .report import write_report
 from .runs import RunFolder, verification_rows
+from .scoring import word_errors
 from .storage import json_ready
+from .stress import apply, kept, parse
 from .types import LayerChain
 from .verification import verify
-from .whisper import Dims, random_model
+from .whisper import WhisperModel, load, transcribe_many
 
 _PLANTED = {"layers": 64, "width": 64, "context": 48, "sigma": 1.02, "kappa": 0.9999, "gamma": 0.5, "coherence": 0.9}
 _TITLES = {
     "all-hypotheses": "All hypotheses planted",
     "impure": "The same chain, 20 times less pure",
     "rho-below-one": "rho = 0.3 in every layer, and yet it grows",
-    "random-whisper": "A tiny Whisper with random weights",
+    "clean": "A small Whisper, trained on digits, on a clean clip",
+    "stressed": "The same model on the same clip, stressed",
 }
 _NOTES = {
     "all-hypotheses": "Planted: sigma = 1.02, kappa = 0.9999, xi = 0.0005, gamma = 0.5, coherence 0.9, 64 layers.",
     "impure": "xi = 0.01 breaks purity, so C2 does not apply; the bounds need no hypothesis and are still compared.",
     "rho-below-one": "sigma = 3, kappa = 0.1, xi = 0.9 in the plane: the reading 'rho < 1 means decay' is wrong here.",
-    "random-whisper": "Plumbing only: the weights are random, so nothing here says anything about Whisper.",
+    "clean": "The model that the package carries: Whisper's architecture, four decoder blocks, a vocabulary of digits.",
+    "stressed": "White noise as loud as the speech.",
 }
-_TINY = {"width": 32, "mels": 20, "frames": 50, "vocabulary": 20, "positions": 16}
-_TINY |= {
-    f"{side}_{part}": size
-    for side in ("encoder", "decoder")
-    for part, size in (("layers", 4), ("heads", 2), ("hidden", 64))
-}
+STRESS = "noise=0"
+RIGHT, WRONG, FAILED, INVENTED = "right", "some words wrong", "failed (WER > 0.5)", "hallucination: no speech"
 
 
 def chains(dtype: str = "float64") -> dict[str, LayerChain]:
@@ -85,10 +88,12 @@ def run(*, out: Path | None = None, dtype: str = "float64") -> Outcome:
             verification = verify(chain)
             profile = depth_profile(chain, verification.triplets).to_dict(chain.depth)
             found[name] = verification.to_dict() | {"profile": profile}
-    with working(f"measuring {_TITLES['random-whisper']}"):
-        model = random_model(jax.random.key(0), Dims(**_TINY), dtype=jnp.dtype(dtype))
-        tone = np.sin(2 * np.pi * 440 * np.arange(model.dims.window_samples) / 16_000)
-        found["random-whisper"] = measure_token(model, tone).to_dict()
+    with working("listening to the clips that the package carries"):
+        model = load(carried.MODEL, dtype=jnp.dtype(dtype))
+        heard, sounds = listen(model)
+    for condition, samples in sounds.items():
+        with working(f"measuring {_TITLES[condition]}"):
+            found[condition] = measure_token(model, samples).to_dict()
     for name, chain in found.items():
         notes = [_NOTES[name], chain.get("note", "")]
         chain |= {"title": _TITLES[name], "note": " ".join(filter(None, notes))}
@@ -99,8 +104,10 @@ def run(*, out: Path | None = None, dtype: str = "float64") -> Outcome:
         "dtype": dtype,
         "verdicts": {name: verdicts(chain) for name, chain in found.items()},
         "chains": found,
+        "heard": heard,
     }
     texts = [_text(name, chain) for name, chain in found.items()]
+    texts.insert(len(made), _heard_text(heard))
     if folder is not None:
         folder.begin()
         for name, chain in found.items():
@@ -112,6 +119,71 @@ def run(*, out: Path | None = None, dtype: str = "float64") -> Outcome:
         folder.write_summary(record)
         texts.append(f"report: {write_report(folder.path)}")
     return Outcome("\n\n".join(texts), json_ready(record)[0], exit_code(list(found.values())))
+
+
+def listen(model: WhisperModel) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """Transcribe the carried clips, clean and stressed, and say of each what became of it.
+
+    Parameters
+    ----------
+    model : the carried model.
+
+    Returns
+    -------
+    heard : list of dict
+        Per clip and condition: clip, condition, said, heard, errors, words, outcome. The label looks at
+        texts only: a hallucination is any word on a clip without speech, a failure a WER above 0.5.
+    sounds : dict
+        "clean" and "stressed" samples of the clip whose stressed transcript has most errors.
+
+    Examples
+    --------
+    >>> rows, sounds = listen(load(carried.MODEL))
+    >>> len(rows), sorted(sounds)
+    (16, ['clean', 'stressed'])
+    """
+    clips = read_manifest(carried.CLIPS)
+    cases = [(clip, "clean", clip.load()) for clip in clips]
+    for clip in clips:
+        if clip.transcript:
+            cases.append((clip, "stressed", apply(0, clip.load(), recipe=parse(STRESS), name=clip.name)[0]))
+    found = transcribe_many(model, [samples for *_, samples in cases])
+    rows = []
+    for (clip, condition, _), transcript in zip(cases, found, strict=True):
+        said = clip.transcript or ""
+        errors = word_errors(said, transcript.text, how="digits")
+        if not said:
+            outcome = INVENTED if transcript.text else RIGHT
+        else:
+            outcome = FAILED if kept(said, transcript.text, how="digits") else WRONG if errors.errors else RIGHT
+        rows.append(
+            {
+                "clip": clip.name,
+                "condition": condition if said else "no speech",
+                "said": said,
+                "heard": transcript.text,
+                "errors": errors.errors,
+                "words": errors.reference_words,
+                "outcome": outcome,
+            }
+        )
+    worst = max((row for row in rows if row["condition"] == "stressed"), key=lambda row: row["errors"])["clip"]
+    return rows, {condition: samples for clip, condition, samples in cases if clip.name == worst}
+
+
+def _heard_text(heard: Sequence[dict[str, Any]]) -> str:
+    """Lay out what the model heard, and count."""
+    head = ["clip", "condition", "said", "heard", "outcome"]
+    rows = [head, *([row[name] or "-" for name in head] for row in heard)]
+    counts = []
+    for condition in dict.fromkeys(row["condition"] for row in heard):
+        mine = [row for row in heard if row["condition"] == condition]
+        errors, words = (sum(row[name] for row in mine) for name in ("errors", "words"))
+        rate = f", {errors} wrong words of {words}" if words else ""
+        counts.append(f"{condition}: {sum(row['outcome'] == RIGHT for row in mine)} of {len(mine)} right{rate}")
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(["What the carried model hears", *lines, "; ".join(counts)])
 
 
 def _text(name: str, chain: dict[str, Any]) -> str:

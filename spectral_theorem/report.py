@@ -47,6 +47,7 @@ LAYER_COLUMNS = {
     "λ (nats)": "lam",
     "± λ": "lam_error",
 }
+HEARD = ("clip", "condition", "said", "heard", "outcome")
 LABELS = ("component", "granularity", "scope", "context", "condition", "step", "dtype")
 TOLD = {"title", "note", "transcript", "chance_kappa"}  # shown elsewhere on the page
 
@@ -125,6 +126,8 @@ def report_html(run: RunRecord, *, name: str, kept: Sequence[str] = ()) -> str:
         hypotheses=list(NAMES.values()),
         overall=_overall(summary.get("chains", {})),
         chains=chains,
+        heard=[[str(row[name] or "-") for name in HEARD] for row in summary.get("heard", [])],
+        heard_head=list(HEARD),
         failed=list(summary.get("failed", {}).items()),
         provenance=_provenance(run),
         config=json.dumps(summary.get("config", {}), indent=1, ensure_ascii=False),

@@ -140,11 +140,33 @@ def read_config(path: Path) -> TrainConfig:
         refuse(
             f"{path} ({' '.join(str(error).split())})", "a training config in TOML", "experiments/training/small.toml"
         )
-    extra = described.pop("augmentation", {})
-    if not isinstance(extra, dict):
-        refuse(f"augmentation={extra!r} in {path}", "a table [augmentation]", "[augmentation]")
-    augmentation = Augmentation(**_typed(extra, Augmentation, path))
-    return TrainConfig(**_typed(described, TrainConfig, path), augmentation=augmentation)
+    return as_config(described, path)
+
+
+def as_config(described: Mapping[str, Any], source: Path) -> TrainConfig:
+    """Make a config of plain values, as TOML or the record of a run holds them.
+
+    Parameters
+    ----------
+    described : the fields of `TrainConfig`, a mapping `augmentation` among them.
+    source : where they are from, for messages.
+
+    Raises
+    ------
+    InputError
+        On an unknown key, or a value of another type or out of range.
+
+    Examples
+    --------
+    >>> as_config({"seed": 3, "augmentation": {"speed": 1}}, Path("run4")).augmentation.speed
+    1.0
+    """
+    own = {name: value for name, value in described.items() if name != "augmentation"}
+    extra = described.get("augmentation", {})
+    if not isinstance(extra, Mapping):
+        refuse(f"augmentation={extra!r} in {source}", "a table [augmentation]", "[augmentation]")
+    augmentation = Augmentation(**_typed(extra, Augmentation, source))
+    return TrainConfig(**_typed(own, TrainConfig, source), augmentation=augmentation)
 
 
 def _typed(described: Mapping[str, Any], kind: Any, path: Path) -> dict[str, Any]:

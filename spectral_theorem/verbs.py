@@ -85,7 +85,7 @@ class Verify:
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """Show the theorem on four chains whose answers are known, and write the report."""
+    """Show the theorem on chains whose answers are known, then on a small Whisper, clean and stressed."""
 
     out: Out = None
     """Run folder to write."""
@@ -156,7 +156,7 @@ class Transcribe:
     """Transcribe recordings with a Whisper model: files, or folders of them."""
 
     model: Positional[Annotated[str, arg(metavar="MODEL")]]
-    """Folder of a checkpoint, or its name on the hub."""
+    """Folder of a checkpoint, its name on the Hub, or "carried" for the one that the package brings."""
     audio: Positional[Annotated[tuple[Path, ...], arg(metavar="AUDIO...", help_behavior_hint="(one or more)")]]
     """Recordings, or folders whose recordings are all taken."""
     limit: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")] = None

@@ -95,8 +95,11 @@ def test_every_page_is_utf8_without_machine_paths():
         assert not re.search(r"/work/|/root/|/home/", page.read_text(encoding="utf-8")), page
 
 
-def test_the_benchmark_page_is_drawn_from_its_files():
+def test_the_benchmark_pages_are_drawn_from_their_files():
     drawn = runpy.run_path(str(ROOT / "scripts" / "benchmark_page.py"))
     read = lambda name: json.loads((drawn["FOLDER"] / name).read_text(encoding="utf-8"))
     expected = drawn["page"](read("whisper_speed.json"), read("wer.json"))
     assert (ROOT / "docs/benchmarks/whisper.md").read_text(encoding="utf-8") == expected
+    others = {"openai-whisper": read("parity_openai.json"), "Flax Whisper": read("parity_flax.json")}
+    expected = drawn["parity_page"](read("parity.json"), others, read("memory.json"))
+    assert (ROOT / "docs/benchmarks/parity.md").read_text(encoding="utf-8") == expected

@@ -59,6 +59,7 @@ RANK = {
     "trainconfig": 5,
     "objective": 6,
     "train": 8,
+    "carried": 0,
     "verbs": 0,
     "cli": 10,
     "__main__": 11,

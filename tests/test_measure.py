@@ -10,7 +10,7 @@ from spectral_theorem.measure import chance_alignment, measure, measure_token
 from spectral_theorem.runs import read_run
 from spectral_theorem.whisper import Dims, random_model
 from spectral_theorem.whisper.chain import token_layers
-from spectral_theorem.whisper.decode import encode_audio
+from spectral_theorem.whisper.windows import encode_audio
 
 DIMS = Dims(
     width=8,

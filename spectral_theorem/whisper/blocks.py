@@ -94,7 +94,11 @@ def attend(
         scores = jnp.matmul(q, k.T, precision=precision(q.dtype))
         if mask is not None:
             scores = jnp.where(mask, scores, -jnp.inf)
-        return jnp.matmul(softmax(scores), v, precision=precision(q.dtype))
+        scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+        parts = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+        total = parts.sum(-1, keepdims=True)
+        # Divided after the product, which has fewer columns than there are scores.
+        return jnp.matmul(parts.astype(v.dtype), v, precision=precision(q.dtype)) / total.astype(v.dtype)
 
     by_head = (jnp.swapaxes(q, 0, 1), jnp.swapaxes(k, 0, 1), jnp.swapaxes(v, 0, 1))
     # One head at a time keeps the scores of a whole window in cache, which is faster and smaller.
