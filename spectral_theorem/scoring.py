@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 
 from .types import refuse
@@ -101,8 +102,12 @@ def normalise(text: str, how: str = "english") -> str:
 @functools.cache
 def _whisper_normaliser(how: str) -> Callable[[str], str]:
     try:
-        from whisper_normalizer.basic import BasicTextNormalizer
-        from whisper_normalizer.english import EnglishTextNormalizer
+        with warnings.catch_warnings():
+            # its source has an escape that Python does not know, and says so whenever it is compiled
+            for category in (DeprecationWarning, SyntaxWarning):
+                warnings.simplefilter("ignore", category)
+            from whisper_normalizer.basic import BasicTextNormalizer
+            from whisper_normalizer.english import EnglishTextNormalizer
     except ImportError:
         refuse(
             "no whisper-normalizer", "the extra that reads and scores speech", "pip install spectral-theorem[whisper]"
