@@ -5,6 +5,7 @@ killed draws what it would have drawn.
 """
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
 
@@ -86,6 +87,13 @@ class Words:
             tuple(self.name[i] for i in chosen),
             self.vocabulary,
         )
+
+    def digest(self) -> str:
+        """Return the sha256 of everything a batch is drawn from, in hexadecimal."""
+        whole = hashlib.sha256(repr((self.vocabulary, self.word.tolist(), self.speaker, self.name)).encode())
+        for samples in self.samples:
+            whole.update(samples.tobytes())
+        return whole.hexdigest()
 
 
 def read_words(clips: Iterable[Clip], vocabulary: Sequence[str] = DIGITS) -> Words:

@@ -131,7 +131,7 @@ def train(
     config : what the run depends on.
     clips : recordings of single words.
     out : folder of the run; it gets `training.json`, `state.npz` and `checkpoints/step-N`, each a Hugging
-        Face folder. Where it holds a run of the same config, that run goes on from its last state.
+        Face folder. Where it holds a run of the same config and recordings, that run goes on from its last state.
     report : called with a line of progress now and then.
 
     Returns
@@ -150,7 +150,7 @@ def train(
     On one device and one version of JAX the run is reproducible bit by bit.
     """
     data = split(read_words(clips), config)
-    run = _Run(config, out)
+    run = _Run(config, out, data.training.digest())
     state = run.last_state()
     words, window = data.training, config.dims.frames * FRAME
     tell = _Ticker(report, config.steps)
@@ -223,7 +223,7 @@ class _Ticker:
 class _Run:
     """Read and write the folder of one run."""
 
-    def __init__(self, config: TrainConfig, out: Path) -> None:
+    def __init__(self, config: TrainConfig, out: Path, corpus: str) -> None:
         self.config, self.out, self.dims = config, out, config.dims
         record = out / RECORD
         plain = json_ready(config)[0]
@@ -231,11 +231,14 @@ class _Run:
             refuse(f"{out}, a file", "a folder for the run", "another --out")
         if record.exists():
             try:
-                before = json.loads(record.read_text(encoding="utf-8"))["config"]
+                before = json.loads(record.read_text(encoding="utf-8"))
+                config_before, corpus_before = before["config"], before["corpus"]
             except (ValueError, KeyError, TypeError):
-                before = None
-            if before != plain:
+                refuse(f"{record}, which is damaged", "the record of a training run", "another --out")
+            if config_before != plain:
                 refuse(f"{out}, a run of another config", "the config of that run, or a new folder", "another --out")
+            if corpus_before != corpus:
+                refuse(f"{out}, a run on other recordings", "the corpus of that run, or a new folder", "another --out")
         elif out.exists() and any(out.iterdir()):
             refuse(f"{out}, which holds other files", "an empty folder, or a run of this config", "another --out")
         (out / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
@@ -246,7 +249,7 @@ class _Run:
             key, self.dims, generation=self.generation, tokenizer=self.tokenizer, label="trained on words"
         )
         count = sum(leaf.size for leaf in jax.tree.leaves(self.model.parameters))
-        self.record = {"config": plain, "parameters": count, "environment": environment()}
+        self.record = {"config": plain, "corpus": corpus, "parameters": count, "environment": environment()}
         if not record.exists():
             self._write({"status": "running"})
 

@@ -290,6 +290,8 @@ def test_bad_folders_and_corpora_are_named(trained, tones, tmp_path):
     _, out = trained
     with pytest.raises(st.InputError, match="a run of another config"):
         train(dataclasses.replace(TINY, seed=5), find(tones), out)
+    with pytest.raises(st.InputError, match="a run on other recordings"):
+        train(TINY, find(tones)[4:], out)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(st.InputError, match="which holds other files"):
