@@ -1,6 +1,6 @@
 """Measure what every stage of stress does to the word errors of a small model on strings of digits.
 
-    python scripts/measure_stress.py [FOLDER]     prints the table of docs/guides/stress.md; about 4 minutes on two idle cores
+    python scripts/measure_stress.py [FOLDER]     prints the table of docs/guides/stress.md; minutes
 
 FOLDER holds models/whisper-tiny.en-digits and data/ with FSDD, LibriSpeech and other sounds; by
 default the folder "shared" beside the checkout.
