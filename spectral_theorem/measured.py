@@ -84,11 +84,13 @@ def run(
         try:
             with working(f"measuring {name} ({count} of {len(clips)})"):
                 samples = _samples(source)
-                key = hashlib.blake2b(np.ascontiguousarray(samples), digest_size=16).hexdigest()
+                key = hashlib.blake2b(np.ascontiguousarray(samples).data, digest_size=16).hexdigest()
                 some = _finished(folder, count, key)
-                if some is None and steps is None:
+                if some is not None:
+                    pass  # found by the run that was stopped
+                elif steps is None:
                     some = _one(network, samples, name, step, granularity, folder)
-                elif some is None:
+                else:
                     found = measure_steps(
                         network, samples, steps=steps, granularity=granularity, tolerance=tolerance, group=group
                     )
