@@ -140,7 +140,7 @@ def sweep_tokens(
     """
     layers = chain_layers(len(factors), granularity)
     tokens, width = factors[0].state.shape
-    count = count or tokens
+    judged = count or tokens
     triplets, injections = [], []
     for index, layer in enumerate(layers):
         f = factors[layer.block]
@@ -151,7 +151,7 @@ def sweep_tokens(
     shared, own = [one for one, _ in split], [one for _, one in split]
     values = _value_grams(shared, layers)
     found = []
-    for t in range(count):
+    for t in range(judged):
         at = lambda tree, t=t: jax.tree.map(lambda leaf: leaf[t], tree)
         found.append(
             _one_token(
@@ -166,10 +166,10 @@ def sweep_tokens(
     # G^T u = sigma v holds by definition of v; the other half of the residual is that of the square over sigma
     off = column(lambda g: (g.residual / jnp.sqrt(jnp.maximum(g.value[:, :2], tiny))).max(1), nothing)
     return Sweep(
-        injection_sigma=sigma[:count],
-        injection_u=column(lambda g: g.vector[:, 0], jnp.full((tokens, width), jnp.nan, sigma.dtype))[:count],
-        injection_residual=off[:count],
-        basis=jnp.stack([t.size for t in triplets], axis=1)[:count],
+        injection_sigma=sigma[:judged],
+        injection_u=column(lambda g: g.vector[:, 0], jnp.full((tokens, width), jnp.nan, sigma.dtype))[:judged],
+        injection_residual=off[:judged],
+        basis=jnp.stack([t.size for t in triplets], axis=1)[:judged],
         **stacked,
     )
 

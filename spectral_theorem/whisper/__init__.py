@@ -16,6 +16,7 @@ from .injection import (
     injection_gram_pairs,
     injection_rows,
 )
+from .jacobians import token_jacobians
 from .model import WhisperModel
 from .options import FALLBACK, DecodingOptions
 from .parallel import clip_mesh
@@ -62,6 +63,7 @@ __all__ = [
     "random_model",
     "save",
     "token_factors",
+    "token_jacobians",
     "token_layers",
     "transcribe",
     "transcribe_many",

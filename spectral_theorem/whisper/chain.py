@@ -69,7 +69,7 @@ def _mlp(
     return blocks.mlp(parameters, h)
 
 
-_KINDS: dict[str, tuple[tuple[str, Any], ...]] = {
+KINDS: dict[str, tuple[tuple[str, Any], ...]] = {
     "block": (("", _block),),
     "sub-block": ((" self-attention", _self), (" cross-attention", _cross), (" MLP", _mlp)),
 }
@@ -125,14 +125,14 @@ def token_layers(
     >>> chain.names, chain.layers[0](chain.state, chain.context).shape
     (('block 1', 'block 2'), (4,))
     """
-    if granularity not in _KINDS:
-        refuse(f"granularity={granularity!r}", " or ".join(map(repr, _KINDS)), "granularity='block'")
+    if granularity not in KINDS:
+        refuse(f"granularity={granularity!r}", " or ".join(map(repr, KINDS)), "granularity='block'")
     run = run_tokens(model, encoder_output, tokens, position)
     decoder, length = model.parameters["decoder"], jnp.asarray(position, jnp.int32)
     layers, names = [], []
     for index in range(model.dims.decoder_layers):
         cache = Cache(run.keys[index], run.values[index], length)
-        for name, function in _KINDS[granularity]:
+        for name, function in KINDS[granularity]:
             layers.append(jax.tree_util.Partial(function, decoder["layers"][index], cache))
             names.append(f"block {index + 1}{name}")
     return TokenLayers(tuple(layers), tuple(names), run.residual[0, position], jnp.asarray(encoder_output), position)
