@@ -17,12 +17,20 @@ from jax.tree_util import Partial
 
 from .lanczos import Leading, SingularTriplets, leading_eigenpairs, singular_triplets
 from .path import dominant_path
-from .scaled import log_of
+from .scaled import log_of, norm
 from .shortened import reading_vectors, shortened
 from .triplets import assemble
-from .types import Thresholds, Triplets, container
+from .types import LayerChain, Thresholds, Triplets, container, tolerance
 from .verification import Verification, judge
-from .whisper.rows import context_basis, coordinates, injection_core, injection_gramian, pull_row, value_gram
+from .whisper.rows import (
+    context_basis,
+    coordinates,
+    injection_core,
+    injection_gramian,
+    pull_row,
+    push_context,
+    value_gram,
+)
 from .whisper.sensitivity import (
     PARTS,
     Part,
@@ -94,6 +102,7 @@ def sweep_tokens(
     tolerance: float | None = None,
     start: Any = None,
     count: int | None = None,
+    directions: Any = None,
 ) -> Sweep:
     r"""Check the theorem at the T tokens of these factors.
 
@@ -106,6 +115,8 @@ def sweep_tokens(
     start : (L, D), optional
         First guesses of the leading right singular vectors, such as those of the previous token.
     count : tokens to judge, the first ones; the rest only fill a shape. Default all.
+    directions : (r, F, D), optional
+        Directions of the encoder output, from `context_directions`, that stand for the context. Default: all of it.
 
     Returns
     -------
@@ -146,7 +157,8 @@ def sweep_tokens(
         f = factors[layer.block]
         guess = None if start is None else jnp.broadcast_to(start[index], (tokens, 1, width))
         triplets.append(layer_triplets(f, layer.part, tolerance=tolerance, start=guess))
-        injections.append(injection_triplets(f, layer.part) if layer.injects else None)
+        whole = layer.injects and directions is None
+        injections.append(injection_triplets(f, layer.part) if whole else None)
     split = [shared_and_own(f) for f in factors]
     shared, own = [one for one, _ in split], [one for _, one in split]
     values = _value_grams(shared, layers)
@@ -155,10 +167,18 @@ def sweep_tokens(
         at = lambda tree, t=t: jax.tree.map(lambda leaf: leaf[t], tree)
         found.append(
             _one_token(
-                shared, at(own), at(triplets), values, layers, Thresholds() if thresholds is None else thresholds
+                shared,
+                at(own),
+                at(triplets),
+                values,
+                directions,
+                layers,
+                Thresholds() if thresholds is None else thresholds,
             )
         )
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+    if directions is not None:
+        return Sweep(basis=jnp.stack([t.size for t in triplets], axis=1)[:judged], **stacked)
     nothing = jnp.full((tokens,), jnp.nan, factors[0].state.dtype)
     column = lambda pick, absent: jnp.stack([absent if g is None else pick(g) for g in injections], axis=1)
     sigma = column(lambda g: jnp.sqrt(g.value[:, :2]), jnp.stack([nothing, nothing], 1))
@@ -266,6 +286,7 @@ def _one_token(
     own: list[TokenFactors],
     found: list[SingularTriplets],
     values: list[list[Any]],
+    directions: Any,
     layers: tuple[Layer, ...],
     thresholds: Thresholds,
 ) -> dict[str, Any]:
@@ -283,6 +304,8 @@ def _one_token(
         residual=stack("residual"),
         converged=stack("converged"),
     )
+    if directions is not None:
+        return _projected(factors, layers, propagators, triplets, directions, thresholds, certificate)
     cores = [[injection_core(*pair) for pair in row] for row in _pairs(factors, layers, values)]
     places = [i for i, layer in enumerate(layers) if layer.injects]
     norms = jnp.zeros((depth,), propagators.dtype)
@@ -291,8 +314,6 @@ def _one_token(
     left = reading_vectors(propagators, triplets) if depth > 1 else jnp.zeros((0, 1, propagators.shape[1]))
     chain = shortened(propagators, left, _rows(factors, layers, left), norms) if depth > 1 else None
     if chain is None:
-        from .types import LayerChain
-
         chain = LayerChain(propagators, jnp.zeros_like(propagators[:, :, :1]).at[0, 0, 0].set(norms[0]))
     path = dominant_path(chain, triplets)
     log_gains = jnp.flip(jnp.cumsum(jnp.flip(log_of(triplets.sigma[:, 0]))))
@@ -323,6 +344,48 @@ def _one_token(
         "log_residual_error": residual["log_error"],
         "certificate": certificate,
     }
+
+
+def _projected(
+    factors: list[TokenFactors],
+    layers: tuple[Layer, ...],
+    propagators: Any,
+    triplets: Triplets,
+    directions: Any,
+    thresholds: Thresholds,
+    certificate: Any,
+) -> dict[str, Any]:
+    """Judge one token on a few directions of the context, whose injections are small enough to write down."""
+    nothing = jnp.zeros((propagators.shape[1], directions.shape[0]), propagators.dtype)
+    images = [
+        push_context(factors[layer.block], directions[None], layer.part)[0].T if layer.injects else nothing
+        for layer in layers
+    ]
+    chain = LayerChain(propagators, jnp.stack(images))
+    path = dominant_path(chain, triplets)
+    log_gains = jnp.flip(jnp.cumsum(jnp.flip(log_of(triplets.sigma[:, 0]))))
+    log_norms = _log_norms(_unit_products(jnp.swapaxes(propagators, 1, 2), triplets.sigma[:, 0])) + log_gains
+    u, sigma, _ = jnp.linalg.svd(chain.injections, full_matrices=False)
+    used = jnp.asarray([layer.injects for layer in layers])[:, None]
+    two = jnp.pad(sigma, ((0, 0), (0, 1)))[:, :2]
+    return {
+        "verification": judge(
+            chain, triplets, path, thresholds, log_products=log_norms, lyapunov=log_norms[:1] / len(layers)
+        ),
+        "injection_sigma": jnp.where(used, two, jnp.nan),
+        "injection_u": jnp.where(used, u[:, :, 0], jnp.nan),
+        "injection_residual": jnp.where(used[:, 0], sigma[:, 0] * propagators.shape[1] * _eps(sigma), jnp.nan),
+        "injection_norm": jnp.sqrt(jnp.sum(chain.injections**2, axis=(1, 2))),
+        "log_residual_spectral": log_of(jnp.linalg.norm(path.residual_unit, ord=2))
+        + path.log_residual_norm
+        - log_of(norm(path.residual_unit)),
+        "log_residual_error": path.log_scale + log_of(jnp.asarray(tolerance(chain), propagators.dtype)),
+        "certificate": certificate,
+    }
+
+
+def _eps(x: Any) -> float:
+    return float(jnp.finfo(x.dtype).eps)
 
 
 def _dense(factors: list[TokenFactors], layers: tuple[Layer, ...]) -> tuple[Any, list[Any]]:

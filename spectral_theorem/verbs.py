@@ -113,6 +113,14 @@ class Measure:
     """One layer per decoder block, or one per attention and MLP part."""
     tolerance: Number = None
     """With --steps: residual of the triplets to reach, relative to sigma1 (library: 64 eps)."""
+    context: Literal["encoder", "mel", "waveform"] = "encoder"
+    """With --steps: the encoder output whole, or directions of the spectrogram or of the waveform."""
+    directions: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint="(default: all of encoder, 16 of others)")
+    ] = None
+    """With --steps: so many random directions stand for the context."""
+    basis: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: random directions)")] = None
+    """With --steps: directions of your own, (r, *shape of the context) in a .npy."""
     group: int = 16
     """With --steps: tokens at once."""
     dtype: Dtype = "float64"
