@@ -6,7 +6,6 @@ give the same answer for the same (layer, token), and their times are per (layer
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -306,7 +305,3 @@ def sequence_memory(**shape: Any) -> Any:
     jax.block_until_ready(work.model.parameters)
     return lambda: leading_of_sequence(work)
 
-
-def widths_of(text: str) -> Sequence[int]:
-    """Read widths from "384,768"."""
-    return [int(part) for part in text.split(",")]
