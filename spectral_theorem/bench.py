@@ -5,24 +5,19 @@ the machine. `scripts/bench_engine.py` runs the same rows with PyTorch beside th
 """
 
 import dataclasses
-import importlib.metadata
-import json
 import os
-import platform
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from . import carried, peakmemory
+from . import benchrecord, carried, peakmemory
 from .audio import load_audio
-from .console import Outcome, aligned, number, working
+from .console import Outcome, working
 from .measure import measure_token
-from .provenance import environment
-from .storage import json_ready, write_atomically
-from .timing import Side, compare, fit_power, ratio
+from .storage import json_ready
+from .timing import Side, compare, fit_power
 from .types import refuse
 from .whisper import WhisperModel, load, transcribe
 from .workload import (
@@ -35,28 +30,26 @@ from .workload import (
     leading_injections,
     random_workload,
     triplet_sides,
-    yardstick,
 )
 
-SCHEMA = 1
-FILE = "engine.json"
 QUESTIONS = ("dense", "triplets", "injection", "sequence", "clip", "scaling", "gpu")
 WIDEST = 4096
-# What the engine is held to. (question, ratio or number, width or None for any): (limit, sense)
-BARS: dict[tuple[str, str, int | None], tuple[float, str]] = {
-    ("dense", "explicit / gemm", 384): (1.0, "<="),
-    ("dense", "explicit / gemm", 768): (1.0, "<="),
-    ("dense", "explicit / gemm", 1280): (1.0, "<="),
-    ("triplets", "row loop + svd / ours", 384): (40.0, ">="),
-    ("triplets", "row loop + svd / ours", 768): (130.0, ">="),
-    ("triplets", "residual_over_sigma1", None): (1e-5, "<="),
-    ("injection", "G / W", None): (2.0, "<="),
-    ("injection", "first_call_mb", 1280): (200.0, "<"),
-    ("sequence", "peak_mb", 1280): (4000.0, "<"),
-    ("clip", "measure / transcribe", None): (3.0, "<="),
-    ("clip", "torch / transcribe", None): (1.0, ">="),
-}
-Peers = Mapping[str, Callable[[Any], Mapping[str, Side]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Peers:
+    """Hold what another framework brings.
+
+    Parameters
+    ----------
+    sides : question to a function of its work that returns more sides.
+    numbers : question to a function of its work that returns numbers for the row.
+    versions : name to version.
+    """
+
+    sides: Mapping[str, Callable[[Any], Mapping[str, Side]]] = dataclasses.field(default_factory=dict)
+    numbers: Mapping[str, Callable[[Any], Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +82,7 @@ class Plan:
             "frames": (375, 750, 1500, 3000),
         }
     )
-    base: Shape = Shape(384, layers=2, tokens=8)
+    base: Shape = dataclasses.field(default_factory=lambda: Shape(384, layers=2, tokens=8))
 
 
 QUICK = Plan(
@@ -124,6 +117,7 @@ def run(
     audio: Path | None = None,
     only: str = "",
     out: Path | None = None,
+    append: bool = False,
     peers: Peers | None = None,
 ) -> Outcome:
     """Run the benchmark, and write its record after every row if asked.
@@ -136,7 +130,8 @@ def run(
     model, audio : of the whole clip that is measured; by default what the package carries.
     only : questions to take, "dense,triplets"; all by default.
     out : folder to write engine.json to.
-    peers : question to a function of its work that returns more sides.
+    append : keep the rows of an engine.json that is there, but for those that are run again.
+    peers : what another framework brings.
 
     Returns
     -------
@@ -164,21 +159,17 @@ def run(
     if "clip" in questions:
         path = audio or carried.CLIPS / "two-seven.flac"
         clip = ClipWork(Path(model), load(Path(model), dtype="float32"), path.stem, load_audio(path)[0])
-    record: dict[str, Any] = {
-        "schema": SCHEMA,
-        "status": "running",
-        "environment": surroundings(),
-        "plan": dataclasses.asdict(plan),
-        "rows": [],
-        "scaling": [],
-        "skipped": {},
-    }
-    for kind, entry in each_row(plan, questions, clip, peers or {}):
-        record[kind] = record[kind] | entry if kind == "skipped" else [*record[kind], entry]
-        _write(out, record)
+    brought = peers or Peers()
+    record = benchrecord.empty(dataclasses.asdict(plan), brought.versions)
+    if append and out is not None and (out / benchrecord.FILE).exists():
+        before = benchrecord.read(out / benchrecord.FILE)
+        record |= {kind: before[kind] for kind in ("rows", "scaling", "skipped")}
+    for kind, entry in each_row(plan, questions, clip, brought):
+        benchrecord.add(record, kind, entry)
+        benchrecord.write(out, record)
     record["status"] = "done"
-    _write(out, record)
-    return Outcome(text(record), json_ready(record)[0])
+    benchrecord.write(out, record)
+    return Outcome(benchrecord.text(record), json_ready(record)[0])
 
 
 def each_row(
@@ -207,7 +198,7 @@ def each_row(
     if "gpu" in questions:
         if jax.default_backend() == "gpu":
             shape = Shape(1280, layers=4, tokens=64)
-            yield "rows", _row("gpu", shape, plan, {}, lambda work: dense_sides(work) | injection_sides(work))
+            yield "rows", _row("gpu", shape, plan, Peers(), lambda work: dense_sides(work) | injection_sides(work))
         else:
             yield "skipped", {"gpu": f"no GPU: jax computes on {jax.devices()[0].platform}"}
 
@@ -223,11 +214,11 @@ def _row(
     """Time all sides of one question at one shape."""
     with working(f"{question} at D={shape.width}, F={shape.frames}, T={shape.tokens}"):
         work = random_workload(shape)
-        all_sides = {**sides(work), **peers.get(question, lambda _: {})(work)}
+        all_sides = {**sides(work), **_brought(peers.sides, question, work)}
         found = compare(all_sides, repeats=plan.repeats, patience=plan.patience, few=plan.few)
-        numbers = dict(check(work)) if check else {}
+        numbers = {**(check(work) if check else {}), **_brought(peers.numbers, question, work)}
     row = {"question": question, "weights": "random", **dataclasses.asdict(shape), "heads": shape.heads, **found}
-    return _judged(row | {"numbers": numbers})
+    return benchrecord.judged(row | {"numbers": numbers})
 
 
 def _memory(question: str, shape: Shape) -> dict[str, Any]:
@@ -235,7 +226,9 @@ def _memory(question: str, shape: Shape) -> dict[str, Any]:
     with working(f"memory of {question} at D={shape.width}, F={shape.frames}, T={shape.tokens}"):
         found = peakmemory.in_own_process("workload", f"{question}_memory", **dataclasses.asdict(shape))
     row = {"question": question, "weights": "random", **dataclasses.asdict(shape), "heads": shape.heads}
-    return _judged(row | {"sides": {}, "numbers": found, "load_1min": [os.getloadavg()[0]] * 2})
+    return benchrecord.judged(
+        row | {"measures": "memory", "sides": {}, "numbers": found, "load_1min": [os.getloadavg()[0]] * 2}
+    )
 
 
 def _clip(clip: ClipWork, plan: Plan, peers: Peers) -> dict[str, Any]:
@@ -246,13 +239,15 @@ def _clip(clip: ClipWork, plan: Plan, peers: Peers) -> dict[str, Any]:
         sides = {
             "transcribe": Side(lambda: transcribe(clip.model, clip.samples), "our decoder, from samples to text"),
             "measure": Side(lambda: measured(clip, steps), "every layer and token: W, G, conditions, bounds"),
-            **peers.get("clip", lambda _: {})(clip),
+            **_brought(peers.sides, "clip", clip),
         }
         found = compare(sides, repeats=plan.repeats, patience=plan.patience, few=plan.few)
     dims = clip.model.dims
     row = {"question": "clip", "weights": clip.model.label, "clip": clip.name, "width": dims.width}
     row |= {"frames": dims.frames, "layers": dims.decoder_layers, "tokens": steps, "heads": dims.decoder_heads}
-    return _judged(row | found | {"numbers": {"seconds_of_sound": len(clip.samples) / 16_000, "text": transcript.text}})
+    return benchrecord.judged(
+        row | found | {"numbers": {"seconds_of_sound": len(clip.samples) / 16_000, "text": transcript.text}}
+    )
 
 
 def measured(clip: ClipWork, steps: int) -> Any:
@@ -277,23 +272,10 @@ def _scaling(what: str, letter: str, sizes: tuple[int, ...], plan: Plan) -> dict
     return {"what": what, "against": letter, **dataclasses.asdict(plan.base), letter: None, "fit": fit, **found}
 
 
-def _judged(row: dict[str, Any]) -> dict[str, Any]:
-    """Add the ratios and numbers that the engine is held to, and whether they are met."""
-    bars, ratios = [], {}
-    for (question, name, width), (limit, sense) in BARS.items():
-        if question != row["question"] or width not in (None, row["width"]):
-            continue
-        over, _, under = name.partition(" / ")
-        if under and over in row["sides"] and under in row["sides"]:
-            ratios[name] = ratio(row, over, under)
-            value = ratios[name]["median"]
-        else:
-            value = row["numbers"].get(name)
-            if value is None:
-                continue
-        met = {"<=": value <= limit, "<": value < limit, ">=": value >= limit}[sense]
-        bars.append({"name": name, "value": value, "limit": limit, "sense": sense, "met": met})
-    return row | {"ratios": ratios, "bars": bars}
+def _brought(
+    functions: Mapping[str, Callable[[Any], Mapping[str, Any]]], question: str, work: Any
+) -> Mapping[str, Any]:
+    return functions[question](work) if question in functions else {}
 
 
 def _widths(text: str) -> tuple[int, ...]:
@@ -304,55 +286,3 @@ def _widths(text: str) -> tuple[int, ...]:
     if not widths or any(not 8 <= width <= WIDEST or width % Shape(width).heads for width in widths):
         refuse(f"--widths {text}", f"whole numbers from 8 to {WIDEST}, multiples of 64 above 127", "--widths 384,768")
     return widths
-
-
-def surroundings() -> dict[str, Any]:
-    """Say where and with what the benchmark runs."""
-    found = environment()
-    found["versions"] |= {name: importlib.metadata.version(name) for name in ("matfree", "scipy")}
-    model = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    return found | {
-        "cpu": model[0].split(":")[1].strip() if model else platform.processor(),
-        "cpus": os.cpu_count(),
-        "threads": {name: os.environ.get(name, "") for name in ("PJRT_NPROC", "OPENBLAS_NUM_THREADS")},
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "load_1min": os.getloadavg()[0],
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
-
-
-def _write(out: Path | None, record: Mapping[str, Any]) -> None:
-    if out is not None:
-        content = json.dumps(json_ready(record)[0], indent=1, allow_nan=False) + "\n"
-        write_atomically(out / FILE, lambda file: file.write(content.encode()))
-
-
-def text(record: Mapping[str, Any]) -> str:
-    """Lay out a record for a person: times per (layer, token), bars, exponents."""
-    parts = []
-    for row in record["rows"]:
-        head = f"{row['question']}: D={row['width']}, F={row['frames']}, L={row['layers']}, T={row['tokens']}"
-        head += f", {row['weights']}; load {' to '.join(f'{load:.1f}' for load in row['load_1min'])}"
-        lines = [[name, *(f"{1e3 * side['seconds'][k]:.3g}" for k in ("min", "median", "max")), side["what"]]
-                 for name, side in row["sides"].items()]  # fmt: skip
-        table = [aligned([["ms per item", "min", "median", "max", ""], *lines], words=1)] if lines else []
-        numbers = [f"{name}: {value if isinstance(value, str) else number(value)}" for name, value in row["numbers"].items()]
-        bars = [f"{bar['name']} = {bar['value']:.4g}, {'met' if bar['met'] else 'MISSED'}: {bar['sense']} {bar['limit']:g}"
-                for bar in row["bars"]]  # fmt: skip
-        parts.append("\n".join([head, *table, *numbers, *bars]))
-    for row in record["scaling"]:
-        fit = row["fit"]
-        between = "" if fit["low"] is None else f" ({fit['low']:.2f} to {fit['high']:.2f})"
-        parts.append(f"{row['what']} grows with {row['against']} to the power {fit['exponent']:.2f}{between}")
-    parts += [f"skipped {name}: {why}" for name, why in record["skipped"].items()]
-    return "\n\n".join(parts)
-
-
-__all__ = ["BARS", "FILE", "QUICK", "ClipWork", "Plan", "each_row", "run", "surroundings", "text", "yardstick"]

@@ -17,7 +17,7 @@ from .krylov import leading_triplets
 from .linearization import operators
 from .timing import Side
 from .triplets import decompose
-from .whisper import Cache, Dims, WhisperModel, blocks, injection_gram, random_model, token_layers
+from .whisper import Cache, Dims, WhisperModel, blocks, injection_gram, random_model, sensitivity, token_layers
 from .whisper.chain import run_tokens
 from .whisper.injection import cross_factors
 
@@ -113,8 +113,7 @@ class Point:
 
 def points(work: Workload) -> list[Point]:
     """Run the decoder once and return every (layer, token), layer by layer."""
-    run = run_tokens(work.model, work.context, work.sequence, work.positions[-1])
-    found = []
+    run, found = decoder_run(work), []
     for layer in range(work.shape.layers):
         parameters = work.model.parameters["decoder"]["layers"][layer]
         crossed = blocks.cross_keys_values(parameters, work.context, work.model.dims.decoder_heads)
@@ -156,15 +155,44 @@ def yardstick(shape: Shape) -> Side:
     )
 
 
+def decoder_run(work: Workload) -> Any:
+    """Run the decoder up to the last token."""
+    return jax.block_until_ready(run_tokens(work.model, work.context, work.sequence, work.positions[-1]))
+
+
+def layers_of(work: Workload, run: Any) -> list[sensitivity.TokenFactors]:
+    """Return every block's factors at all tokens, of a decoder run."""
+    layers, where = work.model.parameters["decoder"]["layers"], jnp.asarray(work.positions, jnp.int32)
+    return [
+        sensitivity.layer_factors(layers[i], run.residual[i], run.keys[i], run.values[i], where, work.context)
+        for i in range(work.shape.layers)
+    ]
+
+
+def products(factors: list[sensitivity.TokenFactors]) -> Any:
+    """Return the dense W of every block and token."""
+    return [sensitivity.propagators(one).block_until_ready() for one in factors]
+
+
+def dense(work: Workload, run: Any) -> Any:
+    """Return the dense W of every block and token, factors included."""
+    return products(layers_of(work, run))
+
+
 def dense_sides(work: Workload) -> dict[str, Side]:
     """Return the ways to the dense W of every (layer, token), and the yardstick."""
-    each = points(work)
+    each, states = points(work), decoder_run(work)
+    factors = layers_of(work, states)
 
     def all_by(one: Any) -> Any:
         return lambda: [one(p.parameters, p.crossed, p.cache, p.state).block_until_ready() for p in each]
 
     return {
         "gemm": yardstick(work.shape),
+        "explicit": Side(
+            lambda: dense(work, states), "product of factor Jacobians, from states and keys on", len(each)
+        ),
+        "product": Side(lambda: products(factors), "the same, given the factors", len(each)),
         "jacfwd": Side(all_by(by_jacfwd), "jax.jacfwd, keys and values cached", len(each)),
         "chunks": Side(all_by(by_chunks), "jax.linearize, 128 columns at a time", len(each)),
     }
@@ -304,4 +332,3 @@ def sequence_memory(**shape: Any) -> Any:
     work = random_workload(Shape(**shape))
     jax.block_until_ready(work.model.parameters)
     return lambda: leading_of_sequence(work)
-
