@@ -181,12 +181,13 @@ def layer_factors(
     p = blocks.softmax(_sum("thi,fhi->thf", q, k))
     out = _sum("thf,fhi->thi", p, v)
 
-    def mixing(one: Any) -> Array:  # one token at a time: values spread around their mean are as large as V itself
-        p, o = one
-        return _sum("hf,fha,fhb->hab", p, v, k) - _sum("ha,hb->hab", o, _sum("hf,fhb->hb", p, k))
+    def mixing(one: Any) -> Array:  # one head at a time: all tokens share its keys, so this is one matrix product
+        p, v, k, o = one
+        return _matmul(p[:, None] * v.T, k) - o[:, :, None] * _matmul(p, k)[:, None]
 
+    by_head = (jnp.swapaxes(p, 0, 1), jnp.swapaxes(v, 0, 1), jnp.swapaxes(k, 0, 1), jnp.swapaxes(out, 0, 1))
     cross = AttentionFactors(
-        mixing=jax.lax.map(mixing, (p, out)),
+        mixing=jnp.swapaxes(jax.lax.map(mixing, by_head), 0, 1),
         query=q,
         weight=jnp.zeros_like(weight),
         spread=jnp.zeros_like(out),
