@@ -123,9 +123,7 @@ def triplet_peers(work: Workload) -> dict[str, Side]:
     apply, h = function_of(work, workload.points(work)[0])
     w = row_loop(apply, h)
     return {
-        "row loop + svd": Side(
-            lambda: torch.linalg.svd(row_loop(apply, h)), "torch, one autograd.grad per row, full SVD"
-        ),
+        "row loop + svd": Side(lambda: torch.linalg.svd(row_loop(apply, h)), "torch, one autograd.grad per row, SVD"),
         "torch svd": Side(lambda: torch.linalg.svd(w), "torch.linalg.svd, given W"),
     }
 
