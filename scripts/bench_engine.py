@@ -24,7 +24,7 @@ from transformers import DynamicCache, EncoderDecoderCache, WhisperConfig, Whisp
 from transformers.models.whisper.modeling_whisper import WhisperDecoderLayer
 from transformers.utils import logging
 
-from spectral_theorem import bench, carried, workload
+from spectral_theorem import bench, carried, whisper, workload
 from spectral_theorem.audio import log_mel
 from spectral_theorem.timing import Side
 from spectral_theorem.workload import Point, Workload
@@ -128,35 +128,43 @@ def triplet_peers(work: Workload) -> dict[str, Side]:
     }
 
 
+def transcriber(clip: bench.ClipWork, attention: str) -> Callable[[], torch.Tensor]:
+    """Return transformers' transcription of a clip, from samples to tokens, as a function without arguments."""
+    dims, generation = clip.model.dims, clip.model.generation
+    model = WhisperForConditionalGeneration.from_pretrained(
+        clip.folder, dtype=torch.float32, attn_implementation=attention
+    ).eval()
+    settings = model.generation_config
+    settings.suppress_tokens = sorted(generation.suppress)
+    settings.begin_suppress_tokens = sorted(generation.suppress_first) or None
+    settings.forced_decoder_ids, settings.max_length = None, generation.longest
+
+    def transcribe() -> torch.Tensor:
+        features = np.array(log_mel(clip.samples, dims.mels, length=dims.window_samples))
+        with torch.no_grad():
+            return model.generate(
+                encoder_outputs=model.model.encoder(torch.from_numpy(features)[None]),
+                decoder_input_ids=torch.tensor([list(generation.prompt)]),
+                do_sample=False,
+                num_beams=1,
+            )[0]
+
+    return transcribe
+
+
 def clip_peers(clip: bench.ClipWork) -> dict[str, Side]:
-    """Return transformers' transcription of the same clip."""
-    sides = {}
-    mels, window = clip.model.dims.mels, clip.model.dims.window_samples
-    padded = np.zeros(window, np.float32)
-    padded[: len(clip.samples)] = clip.samples
-    generation = clip.model.generation
-    for attention in ("eager", "sdpa"):
-        model = WhisperForConditionalGeneration.from_pretrained(
-            clip.folder, dtype=torch.float32, attn_implementation=attention
-        ).eval()
-        settings = model.generation_config
-        settings.suppress_tokens = sorted(generation.suppress)
-        settings.begin_suppress_tokens = sorted(generation.suppress_first) or None
-        settings.forced_decoder_ids, settings.max_length = None, 448
+    """Return transformers' transcriptions of the same clip, on our log-mel."""
+    return {
+        name: Side(transcriber(clip, attention), f"transformers, {attention} attention, from samples to text")
+        for name, attention in (("torch", "sdpa"), ("torch eager", "eager"))
+    }
 
-        def transcribe(model: Any = model) -> Any:
-            features = torch.from_numpy(np.array(log_mel(padded, mels)))[None]
-            with torch.no_grad():
-                states = model.model.encoder(features)
-                return model.generate(
-                    encoder_outputs=states, decoder_input_ids=torch.tensor([list(generation.prompt)]),
-                    do_sample=False, num_beams=1, max_new_tokens=generation.longest - len(generation.prompt),
-                )  # fmt: skip
 
-        sides["torch" if attention == "sdpa" else "torch eager"] = Side(
-            transcribe, f"transformers on our log-mel, {attention} attention"
-        )
-    return sides
+def clip_agreement(clip: bench.ClipWork) -> dict[str, str]:
+    """Say whether both sides write the same tokens."""
+    theirs = [token for token in transcriber(clip, "sdpa")().tolist() if token < clip.model.generation.end]
+    ours = list(whisper.transcribe(clip.model, clip.samples).tokens)
+    return {"tokens as transformers'": "the same" if theirs[-len(ours) :] == ours else f"{theirs} beside our {ours}"}
 
 
 def main() -> None:
@@ -177,7 +185,7 @@ def main() -> None:
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     peers = bench.Peers(
         sides={"dense": dense_peers, "triplets": triplet_peers, "clip": clip_peers},
-        numbers={"dense": agreement},
+        numbers={"dense": agreement, "clip": clip_agreement},
         versions=versions | {"torch threads": str(torch.get_num_threads())},
     )
     print(bench.run(peers=peers, **options).text)

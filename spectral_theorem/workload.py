@@ -16,11 +16,11 @@ from jax.tree_util import Partial
 from matfree import decomp
 
 from .krylov import leading_triplets
-from .lanczos import SingularTriplets, singular_triplets
+from .lanczos import Leading, SingularTriplets, leading_eigenpairs, singular_triplets
 from .timing import Side
-from .whisper import Cache, Dims, WhisperModel, blocks, injection_gram, random_model, sensitivity
+from .whisper import Cache, Dims, WhisperModel, blocks, random_model, sensitivity
 from .whisper.chain import run_tokens
-from .whisper.injection import cross_factors
+from .whisper.rows import injection_gramian
 
 HEAD = 64  # width of one attention head in every published Whisper
 EARLIER = 4  # positions before the first token: a prompt
@@ -207,8 +207,14 @@ def triplet_sides(work: Workload) -> dict[str, Side]:
     p = points(work)[0]
     w = by_jacfwd(p.parameters, p.crossed, p.cache, p.state).block_until_ready()
     array: Any = np.asarray(w)
+    tolerance: Any = TOLERANCE  # scipy's stubs want an integer
     sides = {
         "ours": Side(lambda: leading(work), "from tokens to certified triplets", work.shape.items),
+        "factors": Side(
+            lambda: jax.block_until_ready(layers_of(work, decoder_run(work))),
+            "of it: decoder run, factors",
+            work.shape.items,
+        ),
         "jnp svd": Side(lambda: _svd(w)[1].block_until_ready(), "jnp.linalg.svd, given W"),
         "matfree": Side(
             lambda: matfree_sigma(w).block_until_ready(), f"matfree, {STEPS} steps, given W; no certificate"
@@ -220,7 +226,7 @@ def triplet_sides(work: Workload) -> dict[str, Side]:
         return sides
     return sides | {
         "scipy svds": Side(
-            lambda: svds(array, k=2, tol=TOLERANCE, rng=np.random.default_rng(0)), "scipy svds, k = 2, given W"
+            lambda: svds(array, k=2, tol=tolerance, rng=np.random.default_rng(0)), "scipy svds, k = 2, given W"
         )
     }
 
@@ -284,14 +290,19 @@ def injection_sides(work: Workload) -> dict[str, Side]:
     }
 
 
-def leading_injections(work: Workload) -> Any:
-    """Return the two leading singular values of the injection at every (layer, token)."""
-    found = []
-    for position in work.positions:
-        factors = cross_factors(work.model, work.context, work.sequence, position)
-        for layer in range(work.shape.layers):
-            one = jax.tree.map(lambda leaf, layer=layer: leaf[layer], factors)
-            found.append(jnp.sqrt(jnp.linalg.eigvalsh(injection_gram(one, one))[-2:]))
+def leading_injections(work: Workload) -> list[Leading]:
+    """Return the two leading eigenpairs of G G^T, block by block, all tokens of a block at once."""
+    found = [
+        leading_eigenpairs(
+            Partial(injection_gramian, one),
+            count=work.shape.tokens,
+            width=work.shape.width,
+            dtype=one.state.dtype,
+            key=jax.random.key(0),
+            tolerance=TOLERANCE,
+        )
+        for one in layers_of(work, decoder_run(work))
+    ]
     return jax.block_until_ready(found)
 
 
