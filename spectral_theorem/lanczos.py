@@ -119,7 +119,7 @@ def leading_eigenpairs(
     after every 8; the basis doubles until all N are converged or `most` is reached.
 
     Eigenvalues of S below eps times the first are noise. The loop over basis sizes is Python; its parts
-    are jitted.
+    are jitted, and with `most` below twice the first basis (48 vectors) it is traceable.
 
     References
     ----------
@@ -157,7 +157,7 @@ def leading_eigenpairs(
     basis = _begin(apply, key, start, count=count, width=width, block=block, capacity=capacity, dtype=dtype.name)
     while True:
         basis, found = _grow(apply, basis, key, tolerance, top=top)
-        if bool(found.converged.all()) or 2 * capacity > most:
+        if 2 * capacity > most or bool(found.converged.all()):
             return found
         if 2 * capacity >= width:
             return _whole_space(apply, jnp.eye(width, dtype=dtype), count=count, top=top)

@@ -149,7 +149,7 @@ def value_gram(left: TokenFactors, right: TokenFactors) -> Float[Array, "heads s
 def injection_core(
     left: TokenFactors, right: TokenFactors, values: Float[Array, "heads size heads size"]
 ) -> Float[Array, "width width"]:
-    r"""Return Z of :math:`G_{\mathrm{cross}}G_{\mathrm{cross}}'^\top = W_O Z W_O'^\top` for the one token in both (T = 1).
+    r"""Return Z of :math:`G_{\mathrm{cross}}G_{\mathrm{cross}}'^\top = W_O Z W_O'^\top` for one token (T = 1).
 
     The formula of `injection_gram`, with `values` = `value_gram` computed once for all tokens.
     """
