@@ -80,15 +80,16 @@ def times_figure(rows: Sequence[Row], thresholds: Callable[[Row], Sequence[tuple
     """
     names = list(dict.fromkeys(name for row in rows for name in row["sides"]))
     names.sort(key=lambda name: min(row["sides"][name]["seconds"]["median"] for row in rows if name in row["sides"]))
-    with drawing(1.15 + 0.27 * len(names)) as figure:
+    with drawing(1.25 + 0.27 * len(names)) as figure:
         panels = figure.subplots(1, len(rows), squeeze=False, sharey=True)[0]
-        figure.subplots_adjust(left=0.12, right=0.985, wspace=0.06, bottom=0.62 / figure.get_figheight(),
+        figure.subplots_adjust(left=0.12, right=0.985, wspace=0.12, bottom=0.72 / figure.get_figheight(),
                                top=1 - 0.42 / figure.get_figheight())  # fmt: skip
         for panel, row in zip(panels, rows, strict=True):
             _times(panel, row, names, thresholds(row))
         panels[0].set_yticks(range(len(names)), names)
         panels[0].set_ylim(len(names) - 0.5, -0.5)
-        _kinds(figure, names)
+        given = any("given" in side["what"] for row in rows for side in row["sides"].values())
+        _kinds(figure, names, given=given)
     return figure
 
 
@@ -108,7 +109,7 @@ def _times(ax: Axes, row: Row, names: Sequence[str], thresholds: Sequence[tuple[
         seen.append(x)
         ax.axvline(x, color=GREEN, lw=1.1, ls="--")
         ax.annotate(words, (x, 1), **NOTE)
-    low, high = limits(np.asarray(seen), "log")
+    low, high = min(seen) - 0.15, max(seen) + 0.15
     ax.set_xlim(low, high)
     set_ticks(ax.xaxis, "log", low, high, count=4)
     ax.set_xlabel("ms per (layer, token)")
@@ -117,12 +118,16 @@ def _times(ax: Axes, row: Row, names: Sequence[str], thresholds: Sequence[tuple[
     ax.tick_params(axis="y", length=0)
 
 
-def _kinds(figure: Figure, names: Sequence[str]) -> None:
+def _kinds(figure: Figure, names: Sequence[str], *, given: bool) -> None:
     """Name the kinds that appear, in one line at the bottom."""
     used = [kind for kind in KINDS if any(kind_of(name) == kind for name in names)]
-    handles = [figure.axes[0].plot([], [], KINDS[kind][0], color=KINDS[kind][1], ms=6, label=kind)[0] for kind in used]
-    figure.legend(handles=handles, loc="lower left", ncols=len(used), frameon=False, fontsize=8,
-                  bbox_to_anchor=(0.01, -0.01), handletextpad=0.2, columnspacing=1.4)  # fmt: skip
+    empty = figure.axes[0].plot
+    handles = [empty([], [], KINDS[kind][0], color=KINDS[kind][1], ms=6, label=kind)[0] for kind in used]
+    if given:
+        words = "hollow: given W, a part of the work"
+        handles += empty([], [], "s", color=MUTED, mfc="white", ms=6, label=words)
+    place = {"loc": "lower left", "bbox_to_anchor": (0.01, -0.01), "ncols": len(handles), "frameon": False}
+    figure.legend(handles=handles, fontsize=8, handletextpad=0.2, columnspacing=1.4, **place)
 
 
 def bars_figure(record: Row) -> Figure:

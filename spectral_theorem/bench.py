@@ -86,14 +86,14 @@ class Plan:
 
 
 QUICK = Plan(
-    widths=(64, 128),
+    widths=(128,),
     frames=100,
     dense_tokens=2,
     tokens=4,
     repeats=3,
     memory_width=64,
     sequence_tokens=8,
-    scaling={"width": (32, 64, 128), "tokens": (2, 4, 8)},
+    scaling={"width": (16, 32, 64)},
     base=Shape(64, frames=100, tokens=4),
 )
 

@@ -178,7 +178,7 @@ def _run(verb: Verb) -> "Outcome":
                 raise BadUsage(f"got {verb.file} and {other}; expected one or the other; try verify {verb.file}")
         chosen = dataclasses.asdict(verb.thresholds)
         options["thresholds"] = {name: value for name, value in chosen.items() if value is not None}
-    if isinstance(verb, Verify | Demo):
+    if isinstance(verb, Verify | Demo) or options.get("quick"):
         _prefer_quick_compilation()
     if not isinstance(verb, Verify | Demo | Measure | Bench) and os.environ.get("PJRT_NPROC") == SPARE_THREADS:
         # Spare threads serve decompositions only; where there are none, they cost a quarter of the encoder's time.

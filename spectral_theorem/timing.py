@@ -119,7 +119,9 @@ def ratio(row: Mapping[str, Any], over: str, under: str, kind: str = "seconds") 
     return spread([x / max(below[turn], 1e-9) for turn, x in above if turn in below])
 
 
-def fit_power(sizes: Sequence[float], seconds: Sequence[float]) -> dict[str, float | int | None]:
+def fit_power(
+    sizes: Sequence[float | int] | np.ndarray, seconds: Sequence[float | int] | np.ndarray
+) -> dict[str, float | int | None]:
     r"""Fit a power of the size by least squares of logarithms.
 
     .. math:: \log t = \log a + p \log n
