@@ -254,6 +254,7 @@ _svd = jax.jit(functools.partial(jnp.linalg.svd, full_matrices=False))
 @jax.jit
 def matfree_sigma(w: Any) -> Any:
     """Return the two leading singular values that matfree finds in 40 steps, without a certificate."""
+    w = w.astype(jnp.zeros(()).dtype)  # matfree allocates in JAX's default precision
     start = jax.random.normal(jax.random.key(0), (w.shape[1],), w.dtype)
     steps = min(STEPS, w.shape[0])
     small = decomp.bidiag(steps, materialize=True)(lambda x: w @ x, start / jnp.linalg.norm(start)).J_small
