@@ -15,11 +15,12 @@ import jax
 from . import benchrecord, carried, peakmemory
 from .audio import load_audio
 from .console import Outcome, working
-from .measure import measure_token
+from .engine import Sweep, sweep_tokens
 from .storage import json_ready
 from .timing import Side, compare, fit_power
 from .types import refuse
-from .whisper import WhisperModel, load, transcribe
+from .whisper import WhisperModel, encode_audio, greedy, load, transcribe, transcriptions
+from .whisper.sensitivity import token_factors
 from .workload import (
     Shape,
     Workload,
@@ -238,7 +239,7 @@ def _clip(clip: ClipWork, plan: Plan, peers: Peers) -> dict[str, Any]:
         steps = len(transcript.tokens) + 1
         sides = {
             "transcribe": Side(lambda: transcribe(clip.model, clip.samples), "our decoder, from samples to text"),
-            "measure": Side(lambda: measured(clip, steps), "every layer and token: W, G, conditions, bounds"),
+            "measure": Side(lambda: measured(clip), "every layer and token: W, G, conditions, bounds"),
             **_brought(peers.sides, "clip", clip),
         }
         found = compare(sides, repeats=plan.repeats, patience=plan.patience, few=plan.few)
@@ -250,9 +251,12 @@ def _clip(clip: ClipWork, plan: Plan, peers: Peers) -> dict[str, Any]:
     )
 
 
-def measured(clip: ClipWork, steps: int) -> Any:
-    """Measure every layer and token of a clip."""
-    return [measure_token(clip.model, clip.samples, step=step) for step in range(steps)]
+def measured(clip: ClipWork) -> Sweep:
+    """Measure every layer and token of a clip, from its samples on."""
+    context, seconds = encode_audio(clip.model, clip.samples)
+    found = transcriptions(clip.model, greedy(clip.model, context[None]), [seconds])[0]
+    places = [found.position(step) for step in range(len(found.tokens) + 1)]
+    return jax.block_until_ready(sweep_tokens(token_factors(clip.model, context, found.sequence, places)))
 
 
 # What a cost is of, from tokens and an encoder output on.

@@ -183,7 +183,7 @@ def _row(row: Mapping[str, Any]) -> str:
             table.append([name, *(f"{1e3 * side['seconds'][k]:.3g}" for k in table[0][1:4]), side["what"]])
         lines.append(aligned(table, words=1))
     for name, value in row["numbers"].items():
-        lines.append(f"{name}: {value if isinstance(value, str) else number(value)}")
+        lines.append(f"{name}: {value if isinstance(value, str) else number(float(value))}")
     for bar in row["bars"]:
         lines.append(
             f"{'met' if bar['met'] else 'MISSED'}: {bar['name']} = {bar['value']:.4g} {bar['sense']} {bar['limit']:g}"

@@ -12,15 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from matfree import decomp
 
+from .engine import certified, injection_triplets, layer_triplets
 from .krylov import leading_triplets
-from .lanczos import Leading, SingularTriplets, leading_eigenpairs, singular_triplets
+from .lanczos import Leading, SingularTriplets
 from .timing import Side
 from .whisper import Cache, Dims, WhisperModel, blocks, random_model, sensitivity
 from .whisper.chain import run_tokens
-from .whisper.rows import injection_gramian
 
 HEAD = 64  # width of one attention head in every published Whisper
 EARLIER = 4  # positions before the first token: a prompt
@@ -209,7 +208,8 @@ def triplet_sides(work: Workload) -> dict[str, Side]:
     array: Any = np.asarray(w)
     tolerance: Any = TOLERANCE  # scipy's stubs want an integer
     sides = {
-        "ours": Side(lambda: leading(work), "from tokens to certified triplets", work.shape.items),
+        "ours": Side(lambda: leading(work), "from tokens to triplets with residuals", work.shape.items),
+        "proven": Side(lambda: proven(work), "and a proof that nothing larger is left", work.shape.items),
         "factors": Side(
             lambda: jax.block_until_ready(layers_of(work, decoder_run(work))),
             "of it: decoder run, factors",
@@ -233,19 +233,24 @@ def triplet_sides(work: Workload) -> dict[str, Side]:
 
 def leading(work: Workload) -> list[SingularTriplets]:
     """Return the two leading triplets of W, block by block, all tokens of a block at once."""
-    found = [
-        singular_triplets(
-            Partial(sensitivity.push, one),
-            Partial(sensitivity.pull, one),
-            count=work.shape.tokens,
-            width=work.shape.width,
-            dtype=one.state.dtype,
-            key=jax.random.key(0),
-            tolerance=TOLERANCE,
-        )
-        for one in layers_of(work, decoder_run(work))
-    ]
+    return jax.block_until_ready([layer_triplets(f, tolerance=TOLERANCE) for f in layers_of(work, decoder_run(work))])
+
+
+def proven(work: Workload) -> Any:
+    """Return the two leading triplets of W with a proof that nothing larger is left: the dense W, and Cholesky."""
+    found = []
+    for f in layers_of(work, decoder_run(work)):
+        t = layer_triplets(f, tolerance=TOLERANCE)
+        found.append(_proven(f, (t.sigma, t.U, t.V, t.residual, t.converged)))
     return jax.block_until_ready(found)
+
+
+@jax.jit
+def _proven(f: sensitivity.TokenFactors, t: Any) -> Any:
+    def one(w: Any, sigma: Any, u: Any, v: Any, residual: Any, converged: Any) -> Any:
+        return certified(w[None], sigma[None], u[None], v[None], residual=residual[None], converged=converged[None])
+
+    return jax.lax.map(lambda each: one(*each), (sensitivity.propagators(f), *t))
 
 
 _svd = jax.jit(functools.partial(jnp.linalg.svd, full_matrices=False))
@@ -293,18 +298,8 @@ def injection_sides(work: Workload) -> dict[str, Side]:
 
 def leading_injections(work: Workload) -> list[Leading]:
     """Return the two leading eigenpairs of G G^T, block by block, all tokens of a block at once."""
-    found = [
-        leading_eigenpairs(
-            Partial(injection_gramian, one),
-            count=work.shape.tokens,
-            width=work.shape.width,
-            dtype=one.state.dtype,
-            key=jax.random.key(0),
-            tolerance=TOLERANCE,
-        )
-        for one in layers_of(work, decoder_run(work))
-    ]
-    return jax.block_until_ready(found)
+    factors = layers_of(work, decoder_run(work))
+    return jax.block_until_ready([injection_triplets(f, tolerance=TOLERANCE) for f in factors])
 
 
 def leading_of_sequence(work: Workload) -> Any:
@@ -339,10 +334,10 @@ def _transposed(push: Any, y: Any) -> Any:
 
 
 def injection_memory(**shape: Any) -> Any:
-    """Return the work of G's leading triplets, ready to be called."""
+    """Return the work of G's leading triplets, with the factors that W's need too, ready to be called."""
     work = random_workload(Shape(**shape))
-    jax.block_until_ready(work.model.parameters)
-    return lambda: leading_injections(work)
+    factors = jax.block_until_ready(layers_of(work, decoder_run(work)))
+    return lambda: jax.block_until_ready([injection_triplets(f, tolerance=TOLERANCE) for f in factors])
 
 
 def sequence_memory(**shape: Any) -> Any:
