@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.tree_util import Partial
 
 from .lanczos import Leading, SingularTriplets, leading_eigenpairs, singular_triplets
@@ -94,6 +93,7 @@ def sweep_tokens(
     *,
     tolerance: float | None = None,
     start: Any = None,
+    count: int | None = None,
 ) -> Sweep:
     r"""Check the theorem at the T tokens of these factors.
 
@@ -105,10 +105,12 @@ def sweep_tokens(
     tolerance : residual of the triplets to reach, relative to :math:`\sigma_1`; default 64 eps.
     start : (L, D), optional
         First guesses of the leading right singular vectors, such as those of the previous token.
+    count : tokens to judge, the first ones; the rest only fill a shape. Default all.
 
     Returns
     -------
     Sweep
+        Of `count` tokens.
 
     Raises
     ------
@@ -138,6 +140,7 @@ def sweep_tokens(
     """
     layers = chain_layers(len(factors), granularity)
     tokens, width = factors[0].state.shape
+    count = tokens if count is None else count
     triplets, injections = [], []
     for index, layer in enumerate(layers):
         f = factors[layer.block]
@@ -148,7 +151,7 @@ def sweep_tokens(
     shared, own = [one for one, _ in split], [one for _, one in split]
     values = _value_grams(shared, layers)
     found = []
-    for t in range(tokens):
+    for t in range(count):
         at = lambda tree, t=t: jax.tree.map(lambda leaf: leaf[t], tree)
         found.append(
             _one_token(
@@ -159,14 +162,14 @@ def sweep_tokens(
     nothing = jnp.full((tokens,), jnp.nan, factors[0].state.dtype)
     column = lambda pick, absent: jnp.stack([absent if g is None else pick(g) for g in injections], axis=1)
     sigma = column(lambda g: jnp.sqrt(g.value[:, :2]), jnp.stack([nothing, nothing], 1))
+    tiny = jnp.finfo(sigma.dtype).tiny
+    # G^T u = sigma v holds by definition of v; the other half of the residual is that of the square over sigma
+    off = column(lambda g: (g.residual / jnp.sqrt(jnp.maximum(g.value[:, :2], tiny))).max(1), nothing)
     return Sweep(
-        injection_sigma=sigma,
-        injection_u=column(lambda g: g.vector[:, 0], jnp.full((tokens, width), jnp.nan, sigma.dtype)),
-        # G^T u = sigma v holds by definition of v; the other half of the residual is that of the square over sigma
-        injection_residual=column(
-            lambda g: (g.residual / jnp.sqrt(jnp.maximum(g.value[:, :2], jnp.finfo(sigma.dtype).tiny))).max(1), nothing
-        ),
-        basis=jnp.stack([t.size for t in triplets], axis=1),
+        injection_sigma=sigma[:count],
+        injection_u=column(lambda g: g.vector[:, 0], jnp.full((tokens, width), jnp.nan, sigma.dtype))[:count],
+        injection_residual=off[:count],
+        basis=jnp.stack([t.size for t in triplets], axis=1)[:count],
         **stacked,
     )
 
@@ -547,9 +550,3 @@ def _residual(
 
 def _symmetric(square: Any, x: Any) -> Any:
     return _matmul(x, square)
-
-
-def padded(positions: Sequence[int]) -> np.ndarray:
-    """Return the positions, the last repeated up to a multiple of the bucket."""
-    short = -len(positions) % BUCKET
-    return np.asarray([*positions, *[positions[-1]] * short], np.int32)

@@ -4,7 +4,8 @@ import dataclasses
 import math
 from typing import Any
 
-import jax.numpy as jnp
+import jax
+import numpy as np
 
 from .claims import CLAIMS
 from .types import Condition
@@ -25,6 +26,7 @@ def _condition_dict(c: Condition) -> dict[str, Any]:
 
 def to_plain(v: Any) -> dict[str, Any]:
     """Return a `Verification` of one chain as a nested mapping; NaN, inf and undefined numbers become None."""
+    v = jax.device_get(v)  # once: hundreds of numbers are read below
     t = v.triplets
     depth = t.sigma.shape[0]
 
@@ -39,7 +41,7 @@ def to_plain(v: Any) -> dict[str, Any]:
             "sigma_error": _plain(t.sigma_error[i]),
             "xi": _plain(t.xi[i]),
             "xi_error": _plain(t.xi_error[i]),
-            "kappa_abs": at(jnp.abs(t.kappa)),
+            "kappa_abs": at(np.abs(t.kappa)),
             "kappa_error": at(t.kappa_error),
             "misalignment": at(t.misalignment),
             "rho": at(t.rho),
@@ -50,7 +52,7 @@ def to_plain(v: Any) -> dict[str, Any]:
             "certified": bool(t.certified[i]),
         }
 
-    known = bool(jnp.all(t.resolved))  # a tie leaves A and Psi undefined
+    known = bool(np.all(t.resolved))  # a tie leaves A and Psi undefined
     r = v.regime
     return {
         "conditions": {name: _condition_dict(c) for name, c in v.conditions.items()},
@@ -96,7 +98,7 @@ def to_plain(v: Any) -> dict[str, Any]:
             "log_cone_growth": _plain(r.log_cone_growth),
             "log_tracked_growth": _plain(r.log_tracked_growth),
             "output_angle": _plain(r.output_angle),
-            "caught": int(jnp.sum(r.caught)),
+            "caught": int(np.sum(r.caught)),
             "injections": int(r.caught.shape[0]),
             "lyapunov": [_plain(x) for x in r.lyapunov],
         },

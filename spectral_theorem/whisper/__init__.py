@@ -21,6 +21,7 @@ from .options import FALLBACK, DecodingOptions
 from .parallel import clip_mesh
 from .passes import DecoderPass, EncoderPass, Record, decoder_pass, encoder_pass
 from .saving import save
+from .sensitivity import TokenFactors, token_factors
 from .tokenizer import Tokenizer
 from .transcript import Segment, Transcript, Transcription, transcriptions
 from .windows import encode_audio, transcribe, transcribe_many
@@ -38,6 +39,7 @@ __all__ = [
     "Published",
     "Record",
     "Segment",
+    "TokenFactors",
     "TokenLayers",
     "Tokenizer",
     "Transcript",
@@ -59,6 +61,7 @@ __all__ = [
     "load",
     "random_model",
     "save",
+    "token_factors",
     "token_layers",
     "transcribe",
     "transcribe_many",
