@@ -43,7 +43,7 @@ KINDS = {
     "other ways in JAX and SciPy": ("s", ORANGE),
     "PyTorch, transformers": ("^", VERMILLION),
 }
-OURS = ("explicit", "product", "ours", "proven", "factors", "W", "G", "measure", "transcribe")
+OURS = ("explicit", "product", "ours", "proven", "factors", "W", "G", "measure", "transcribe", "sweep")
 YARDSTICKS = ("gemm", "torch gemm")
 TORCH = ("row loop", "torch")
 LETTERS = {"width": "D", "layers": "L", "tokens": "T", "frames": "F"}

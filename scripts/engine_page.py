@@ -106,7 +106,7 @@ shapes of published models unless a row says otherwise.""",  # noqa: E501
             + ["-" if row["numbers"][k] is None else f"{row['numbers'][k]:.0f}" for k in MEMORY]
             for row in memory
         ]
-        parts += ["## Peak memory, MB", "Each in a process of its own; before it are weights and inputs, and for G the factors that W needs too.",
+        parts += ["## Peak memory, MB", PROCESS,
                   table(["", "D", "F", "L", "T", *MEMORY.values()], lines)]  # fmt: skip
     if record["scaling"]:
         parts += ["## Cost against sizes", picture("scaling")]
@@ -123,6 +123,9 @@ MEMORY = {
     "call_mb": "more at a second call",
     "peak_mb": "whole process",
 }
+
+
+PROCESS = "Each in a process of its own; before it are weights and inputs, and for G the factors that W needs too."
 
 
 def draw(folder: Path) -> None:

@@ -15,17 +15,17 @@ import jax
 from . import benchrecord, carried, peakmemory
 from .audio import load_audio
 from .console import Outcome, working
-from .engine import Sweep, sweep_tokens
+from .stepwise import measure_steps
 from .storage import json_ready
 from .timing import Side, compare, fit_power
 from .types import refuse
-from .whisper import WhisperModel, encode_audio, greedy, load, transcribe, transcriptions
-from .whisper.sensitivity import token_factors
+from .whisper import WhisperModel, load, transcribe
 from .workload import (
     Shape,
     Workload,
     accuracy,
     dense_sides,
+    gpu_sides,
     injection_sides,
     leading,
     leading_injections,
@@ -199,7 +199,7 @@ def each_row(
     if "gpu" in questions:
         if jax.default_backend() == "gpu":
             shape = Shape(1280, layers=4, tokens=64)
-            yield "rows", _row("gpu", shape, plan, Peers(), lambda work: dense_sides(work) | injection_sides(work))
+            yield "rows", _row("gpu", shape, plan, peers, gpu_sides)
         else:
             yield "skipped", {"gpu": f"no GPU: jax computes on {jax.devices()[0].platform}"}
 
@@ -239,7 +239,9 @@ def _clip(clip: ClipWork, plan: Plan, peers: Peers) -> dict[str, Any]:
         steps = len(transcript.tokens) + 1
         sides = {
             "transcribe": Side(lambda: transcribe(clip.model, clip.samples), "our decoder, from samples to text"),
-            "measure": Side(lambda: measured(clip), "every layer and token: W, G, conditions, bounds"),
+            "measure": Side(
+                lambda: measure_steps(clip.model, clip.samples), "every layer and token: W, G, conditions, bounds"
+            ),
             **_brought(peers.sides, "clip", clip),
         }
         found = compare(sides, repeats=plan.repeats, patience=plan.patience, few=plan.few)
@@ -249,14 +251,6 @@ def _clip(clip: ClipWork, plan: Plan, peers: Peers) -> dict[str, Any]:
     return benchrecord.judged(
         row | found | {"numbers": {"seconds_of_sound": len(clip.samples) / 16_000, "text": transcript.text}}
     )
-
-
-def measured(clip: ClipWork) -> Sweep:
-    """Measure every layer and token of a clip, from its samples on."""
-    context, seconds = encode_audio(clip.model, clip.samples)
-    found = transcriptions(clip.model, greedy(clip.model, context[None]), [seconds])[0]
-    places = [found.position(step) for step in range(len(found.tokens) + 1)]
-    return jax.block_until_ready(sweep_tokens(token_factors(clip.model, context, found.sequence, places)))
 
 
 # What a cost is of, from tokens and an encoder output on.

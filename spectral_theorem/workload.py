@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from matfree import decomp
 
-from .engine import certified, injection_triplets, layer_triplets
+from .engine import certified, injection_triplets, layer_triplets, sweep_tokens
 from .krylov import leading_triplets
 from .lanczos import Leading, SingularTriplets
 from .timing import Side
@@ -328,6 +328,14 @@ def _forward(push: Any, x: Any) -> Any:
 
 def _transposed(push: Any, y: Any) -> Any:
     return jax.linear_transpose(push, jax.ShapeDtypeStruct(y.shape[1:], y.dtype))(y[0])[0][None]
+
+
+def gpu_sides(work: Workload) -> dict[str, Side]:
+    """Return the dense W beside the yardstick, and all that is measured at every token of a decoding run."""
+    dense_ones = {name: side for name, side in dense_sides(work).items() if name in ("gemm", "explicit", "product")}
+    sweep = lambda: jax.block_until_ready(sweep_tokens(layers_of(work, decoder_run(work))))
+    every = "all conditions and bounds at every token"
+    return dense_ones | injection_sides(work) | {"sweep": Side(sweep, every, work.shape.items)}
 
 
 # What `peakmemory` measures in a process of its own, each made ready first.

@@ -55,6 +55,7 @@ RANK = {
     "summary": 6,
     "verification": 7,
     "engine": 8,
+    "stepwise": 9,
     "measure": 8,
     "transcription": 8,
     "check": 9,
