@@ -27,9 +27,10 @@ from spectral_theorem.canvas import (
 Row = Mapping[str, Any]
 NOTE: dict[str, Any] = {
     "xycoords": ("data", "axes fraction"),
-    "xytext": (3, -3),
+    "xytext": (0, 2),
     "textcoords": "offset points",
-    "va": "top",
+    "va": "bottom",
+    "ha": "center",
     "color": INK,
     "fontsize": 8,
     "bbox": {"fc": "white", "ec": "none", "alpha": 0.8, "pad": 0.5},
@@ -113,7 +114,7 @@ def _times(ax: Axes, row: Row, names: Sequence[str], thresholds: Sequence[tuple[
     ax.set_xlim(low, high)
     set_ticks(ax.xaxis, "log", low, high, count=4)
     ax.set_xlabel("ms per (layer, token)")
-    ax.set_title(f"D = {row['width']}", loc="left")
+    ax.set_title(f"D = {row['width']}", loc="right")
     ax.grid(axis="x", color=MUTED, alpha=0.25, lw=0.5)
     ax.tick_params(axis="y", length=0)
 
@@ -124,7 +125,7 @@ def _kinds(figure: Figure, names: Sequence[str], *, given: bool) -> None:
     empty = figure.axes[0].plot
     handles = [empty([], [], KINDS[kind][0], color=KINDS[kind][1], ms=6, label=kind)[0] for kind in used]
     if given:
-        words = "hollow: given W, a part of the work"
+        words = "hollow: given W or its factors"
         handles += empty([], [], "s", color=MUTED, mfc="white", ms=6, label=words)
     place = {"loc": "lower left", "bbox_to_anchor": (0.01, -0.01), "ncols": len(handles), "frameon": False}
     figure.legend(handles=handles, fontsize=8, handletextpad=0.2, columnspacing=1.4, **place)

@@ -21,6 +21,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
+def milliseconds(seconds: float) -> str:
+    """Write a time in milliseconds, three digits or all whole ones."""
+    return f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:.0f}"
+
+
 def times_table(rows: Sequence[Row]) -> str:
     """Return a line per side: milliseconds per (layer, token) at every width."""
     head = ["", "what", *(f"D = {row['width']}" for row in rows), "timed"]
@@ -28,7 +33,7 @@ def times_table(rows: Sequence[Row]) -> str:
     for name in dict.fromkeys(name for row in rows for name in row["sides"]):
         sides = [row["sides"].get(name) for row in rows]
         cells = [
-            "-" if side is None else ", ".join(f"{1e3 * side['seconds'][k]:.3g}" for k in ("min", "median", "max"))
+            "-" if side is None else ", ".join(milliseconds(side["seconds"][k]) for k in ("min", "median", "max"))
             for side in sides
         ]
         there = [side for side in sides if side]

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from . import benchrecord, carried, peakmemory
-from .audio import load_audio
+from .audio import SAMPLE_RATE, load_audio
 from .console import Outcome, working
 from .stepwise import measure_steps
 from .storage import json_ready
@@ -245,12 +245,11 @@ def _clip(clip: ClipWork, plan: Plan, peers: Peers) -> dict[str, Any]:
             **_brought(peers.sides, "clip", clip),
         }
         found = compare(sides, repeats=plan.repeats, patience=plan.patience, few=plan.few)
+    numbers = {"seconds_of_sound": len(clip.samples) / SAMPLE_RATE, "text": transcript.text}
     dims = clip.model.dims
     row = {"question": "clip", "weights": clip.model.label, "clip": clip.name, "width": dims.width}
     row |= {"frames": dims.frames, "layers": dims.decoder_layers, "tokens": steps, "heads": dims.decoder_heads}
-    return benchrecord.judged(
-        row | found | {"numbers": {"seconds_of_sound": len(clip.samples) / 16_000, "text": transcript.text}}
-    )
+    return benchrecord.judged(row | found | {"numbers": {**numbers, **_brought(peers.numbers, "clip", clip)}})
 
 
 # What a cost is of, from tokens and an encoder output on.

@@ -170,6 +170,56 @@ def verification_text(chain: Mapping[str, Any], *, title: str = "") -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def sweep_text(clip: str, chains: Sequence[Mapping[str, Any]]) -> str:
+    """Lay out several tokens of one clip: a line for each, and what they come to.
+
+    Parameters
+    ----------
+    clip : its name.
+    chains : verifications of its tokens as mappings, in order, with `step`, `transcript`, `names`.
+
+    Returns
+    -------
+    str
+        Lines of plain text.
+    """
+    first = chains[0]
+    depth = len(first["layers"])
+    shown = range(min(depth - 1, SHOWN_LAYERS // 2))
+    head = [f"lambda {i + 1}" for i in shown]
+    rows = [["step", *head, "max |kappa|", "max xi", "row exact", "paper", "regime"]]
+    marks = set()
+    for chain in chains:
+        layers, truth = chain["layers"], chain["path"]["log_residual_norm"]
+        sign = "".join(dict.fromkeys("".join(map(_marks, layers))))
+        marks |= set(sign)
+        most = lambda name, layers=layers: number(max((x[name] for x in layers if x[name] is not None), default=None))
+        ratios = ["-" if truth is None else _times(chain["bounds"][f"log_{n}"], truth) for n in ("row_exact", "paper")]
+        lams = [number(layers[i]["lam"]) for i in shown]
+        rows.append(
+            [f"{chain['step']}{sign}", *lams, most("kappa_abs"), most("xi"), *ratios, chain["regime"]["certified"]]
+        )
+    held = ", ".join(
+        f"{title} {sum(c['conditions'][name]['verdict'] == 'HOLDS' for c in chains)}" for name, title in NAMES.items()
+    )
+    claims = [claim["verdict"] for chain in chains for claim in chain["claims"].values()]
+    proven = [layer["certified"] for chain in chains for layer in chain["layers"]]
+    total = f"{len(chains)} tokens, {depth} layers each"
+    lines = [
+        f"{clip}: {first['transcript']!r}",
+        f"{total}; bounds as multiples of the residual; |kappa| of random directions {first['chance_kappa']:.4f}",
+        first["note"],
+        "",
+        aligned(rows, words=1),
+        *(MARKS[mark] for mark in MARKS if mark in marks),
+        f"hypotheses hold at so many tokens: {held}",
+        f"claims: {claims.count('VIOLATED')} violated, {claims.count('HOLDS')} hold, "
+        f"{claims.count('UNDECIDED')} undecided, {claims.count('NOT_APPLICABLE')} not applicable",
+        f"triplets: {sum(proven)} of {len(proven)} certified",
+    ]
+    return "\n".join(lines)
+
+
 def aligned(rows: Sequence[Sequence[str]], *, words: int = 0) -> str:
     """Pad cells to columns: numbers to the right, the first column and the last `words` to the left.
 

@@ -140,7 +140,7 @@ def sweep_tokens(
     """
     layers = chain_layers(len(factors), granularity)
     tokens, width = factors[0].state.shape
-    count = tokens if count is None else count
+    count = count or tokens
     triplets, injections = [], []
     for index, layer in enumerate(layers):
         f = factors[layer.block]
@@ -388,7 +388,7 @@ def _identity_error(
     y = jax.random.normal(jax.random.key(4), (_PROBES, width), products.dtype)
     y = y / jnp.linalg.norm(y, axis=1, keepdims=True)
     peak = jnp.max(log_gains[1:])
-    along, difference, dominant = y, 0.0, 0.0
+    along, difference, dominant = y, jnp.asarray(0.0, y.dtype), jnp.asarray(0.0, y.dtype)
     for k in range(depth - 2, -1, -1):
         layer = layers[k + 1]
         gain = jnp.exp(log_gains[k + 1] - peak)

@@ -7,30 +7,21 @@ chain is carried over to an isometric basis of the context in which every norm i
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .audio import concatenate, load_audio
-from .chainfile import save_chain
-from .console import Outcome, aligned, exit_code, verdicts, verification_text, working
+from .engine import Granularity
 from .linearization import OperatorChain, operators
 from .profile import depth_profile
-from .report import write_report
-from .runs import RunFolder, verification_rows
-from .storage import json_ready
-from .types import InputError, LayerChain, Thresholds, refuse
+from .types import LayerChain, Thresholds
 from .verification import Verification, verify
-from .whisper import Transcription, WhisperModel, encode_audio, greedy, load, transcriptions
+from .whisper import Transcription, WhisperModel, encode_audio, greedy, transcriptions
 from .whisper.chain import TokenLayers, token_layers
 from .whisper.injection import cross_factors, injection_gram_pairs
 
-Granularity = Literal["block", "sub-block"]
-KEPT_BYTES = 64e6  # a larger chain is not kept beside the record; measuring again gives it back
 PARTS = 3  # self-attention, cross-attention, MLP
 CROSS = 1
 SCOPE = (
@@ -212,116 +203,3 @@ def _row_check(chain: OperatorChain, short: Any, found: Verification) -> float:
     exact = jnp.linalg.norm(chain.vt_g(v), axis=1)
     ours = jnp.linalg.norm(jnp.einsum("ld,ldr->lr", v[1:], short.injections[:-1]), axis=1)
     return float(jnp.max(jnp.where(exact > 0, jnp.abs(ours - exact) / jnp.where(exact > 0, exact, 1.0), ours)))
-
-
-def measure(
-    *,
-    model: str,
-    audio: Sequence[Path],
-    concat: bool = False,
-    step: int = 0,
-    granularity: Granularity = "block",
-    dtype: str = "float64",
-    out: Path | None = None,
-    require: str | None = None,
-) -> Outcome:
-    """Measure recordings with one model, and write a run folder if asked.
-
-    Parameters
-    ----------
-    model : folder of a checkpoint.
-    audio : recordings, each one clip; with `concat`, joined into one clip with 0.1 s between them.
-    step, granularity : as in `measure_token`.
-    dtype : "float64" or "float32", of model and chain.
-    out : run folder to write.
-    require : "conditions" makes the exit code 1 unless all conditions hold.
-
-    Returns
-    -------
-    Outcome
-        Exit code 3 when some clips could not be used; they are listed, and the others are kept.
-
-    Raises
-    ------
-    InputError
-        Unusable model or folder, or no clip that can be used.
-    """
-    folder = RunFolder(out) if out is not None else None
-    with working(f"loading {model}"):
-        network = load(model, dtype=jnp.dtype(dtype))
-    clips = _clips(audio, concat)
-    chains: dict[str, Any] = {}
-    failed: dict[str, str] = {}
-    texts = []
-    for number, (name, source) in enumerate(clips.items(), 1):
-        try:
-            with working(f"measuring {name} ({number} of {len(clips)})"):
-                found = measure_token(network, _samples(source), step=step, granularity=granularity)
-                chain = found.to_dict()
-        except InputError as problem:
-            failed[name] = str(problem)
-            continue
-        chains[name] = chain
-        texts.append(_text(name, chain))
-        if folder is not None:
-            folder.begin()
-            labels = {"clip": name, "component": "decoder", "granularity": granularity, "scope": "token"}
-            labels |= {"context": "encoder_output", "step": step, "dtype": dtype}
-            folder.write_table(verification_rows(chain, **labels), part=f"{number:04d}")
-            if sum(leaf.nbytes for leaf in jax.tree.leaves(found.chain)) <= KEPT_BYTES:
-                file = folder.path / f"{name.replace('/', '_')}.npz"
-                save_chain(file, found.chain, {"thresholds": chain["thresholds"]})
-    if not chains:
-        name, problem = next(iter(failed.items()))
-        raise InputError(problem if len(failed) == 1 else f"{problem} ({name}; none of {len(failed)} clips was usable)")
-    record = {
-        "verb": "measure",
-        "config": {"model": model, "audio": list(audio), "concat": concat, "step": step, "granularity": granularity},
-        "seeds": [],
-        "dtype": dtype,
-        "verdicts": {name: verdicts(chain) for name, chain in chains.items()},
-        "chains": chains,
-        "failed": failed,
-    }
-    if failed:
-        texts.append("not measured:\n" + "\n".join(f"  {name}: {why}" for name, why in failed.items()))
-    if folder is not None:
-        folder.write_summary(record)
-        write_report(folder.path)
-        texts.append(f"written to {folder.path}: {', '.join(sorted(p.name for p in folder.path.iterdir()))}")
-    code = exit_code(list(chains.values()), require=require)
-    return Outcome("\n\n".join(texts), json_ready(record)[0], code or (3 if failed else 0))
-
-
-def _clips(audio: Sequence[Path], concat: bool) -> dict[str, Sequence[Path]]:
-    """Name the clips: one per file, or one for all."""
-    if concat:
-        return {"+".join(path.stem for path in audio): list(audio)}
-    names = [path.stem for path in audio]
-    if len(set(names)) < len(names):
-        names = [str(path) for path in audio]
-    if len(set(names)) < len(names):
-        refuse("one recording twice", "different recordings", "each file once")
-    return dict(zip(names, ([path] for path in audio), strict=True))
-
-
-def _samples(paths: Sequence[Path]) -> Any:
-    return concatenate([load_audio(path)[0] for path in paths], 0.1) if len(paths) > 1 else load_audio(paths[0])[0]
-
-
-def _text(name: str, chain: dict[str, Any]) -> str:
-    """Lay out one clip: transcript, layers, then the verification."""
-    about = aligned(
-        [
-            ["transcript", repr(chain["transcript"])],
-            ["token", f"step {chain['step']}, residual position {chain['position']}"],
-            ["layers", ", ".join(f"{i} = {each}" for i, each in enumerate(chain["names"], 1))],
-            [
-                "context",
-                f"all {chain['context_size']:,} entries, in an isometric basis of {chain['context_rank']} directions",
-            ],
-            ["checked", f"|v^T G| by structure against one VJP of the model: {chain['row_check']:.1e} relative"],
-            ["chance", f"|kappa| of two random directions here: {chain['chance_kappa']:.4f} on average"],
-        ]
-    )
-    return f"{about}\n{chain['note']}\n\n{verification_text(chain, title=name)}"

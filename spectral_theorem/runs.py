@@ -33,6 +33,8 @@ LAYER_QUANTITIES = {
     "misalignment": ("", "1"),
     "rho": ("rho_error", "1"),
     "lam": ("lam_error", "nats/layer"),
+    "injection_norm": ("", "1"),
+    "injection_sigma1": ("injection_error", "1"),
 }
 COLUMNS = {
     "run_id": "string",
@@ -118,7 +120,7 @@ class RunFolder:
         self.begun = True
         marker = {"schema": SCHEMA, "run_id": self.run_id, "status": "running", "written": _now()}
         self._write_json(marker)
-        results = () if self.continues else (f"{TABLE}/part-*.parquet", "*.npz", "report.html")
+        results = () if self.continues else (f"{TABLE}/part-*.parquet", "clips/*.json", "*.npz", "report.html")
         for pattern in (".*.tmp", f"{TABLE}/.*.tmp", *results):
             for stale in self.path.glob(pattern):
                 stale.unlink()
@@ -221,6 +223,8 @@ def verification_rows(chain: Mapping[str, Any], **labels: Any) -> list[dict[str,
         rows.append({"quantity": f"claim.{name}", "unit": "1", "verdict": entry["verdict"], **found})
     for entry in chain["layers"]:
         for quantity, (error, unit) in LAYER_QUANTITIES.items():
+            if quantity.startswith("injection") and quantity not in entry:
+                continue  # chains on a short context have injections of their own
             found = {"value": entry.get(quantity), "error": entry.get(error)}
             rows.append({"quantity": quantity, "unit": unit, "layer": entry["layer"], **found})
     return [{**labels, **row} for row in rows]

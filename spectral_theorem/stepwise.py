@@ -60,6 +60,7 @@ class ClipMeasurement:
                 "position": t.position(step),
                 "names": list(self.names),
                 "context_size": self.context_size,
+                "width": int(self.sweep.verification.triplets.u.shape[-1]),
             }
         return found
 

@@ -106,9 +106,15 @@ class Measure:
     concat: bool = False
     """Join the recordings into one clip."""
     step: int = 0
-    """Generated token to linearise at, from 0, end of text included."""
+    """Generated token to linearise at, from 0, end of text included; by the dense route."""
+    steps: Annotated[str | None, arg(metavar="LIST|all", help_behavior_hint="(default: --step)")] = None
+    """Generated tokens, such as 0,2,5-7; by the engine, for any number of them."""
     granularity: Literal["block", "sub-block"] = "block"
     """One layer per decoder block, or one per attention and MLP part."""
+    tolerance: Number = None
+    """With --steps: residual of the triplets to reach, relative to sigma1 (library: 64 eps)."""
+    group: int = 16
+    """With --steps: tokens at once."""
     dtype: Dtype = "float64"
     """Precision of every number."""
     out: Out = None
@@ -233,7 +239,7 @@ Verb = (
 RUNS = {
     Verify: ("check", "run"),
     Demo: ("demo", "run"),
-    Measure: ("measure", "measure"),
+    Measure: ("measured", "run"),
     Transcribe: ("transcription", "transcribe"),
     Stress: ("stressed", "run"),
     Train: ("train", "run"),

@@ -16,7 +16,6 @@ RANK = {
     "scaled": 1,
     "krylov": 1,
     "lanczos": 1,
-    "shortened": 2,
     "spectrogram": 1,
     "scoring": 1,
     "chainfile": 1,
@@ -39,6 +38,7 @@ RANK = {
     "whisper": 3,
     "clips": 3,
     "distortions": 3,
+    "shortened": 2,
     "bounds": 3,
     "conditions": 3,
     "recipes": 3,
@@ -56,12 +56,13 @@ RANK = {
     "verification": 7,
     "engine": 8,
     "stepwise": 9,
-    "measure": 8,
+    "measure": 9,
+    "measured": 10,
     "transcription": 8,
-    "check": 9,
-    "stressed": 9,
-    "demo": 9,
-    "models": 9,
+    "check": 10,
+    "stressed": 10,
+    "demo": 10,
+    "models": 10,
     "workload": 9,
     "bench": 10,
     "corpus": 4,
@@ -119,7 +120,7 @@ def complaints(sources: dict[str, tuple[str, bool]]) -> list[str]:
                 continue
             if RANK[here] <= RANK[there]:
                 found.append(f"{name} (rank {RANK[here]}) imports {target} (rank {RANK[there]})")
-            if RANK[here] < RANK["measure"] and here not in MODEL_SIDE and there in MODEL_SIDE:
+            if RANK[here] < RANK["engine"] and here not in MODEL_SIDE and there in MODEL_SIDE:
                 found.append(f"{name} knows no model and imports {target}")
             if here == "whisper" and there not in {"types", "audio", "storage"}:
                 found.append(f"{name} is a model and imports {target}")

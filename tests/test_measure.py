@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import spectral_theorem as st
-from spectral_theorem.measure import chance_alignment, measure, measure_token
+from spectral_theorem.measure import chance_alignment, measure_token
+from spectral_theorem.measured import run as measure
 from spectral_theorem.runs import read_run
 from spectral_theorem.whisper import Dims, random_model
 from spectral_theorem.whisper.chain import token_layers

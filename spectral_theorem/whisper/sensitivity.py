@@ -68,16 +68,16 @@ class TokenFactors:
     state : (T, D)  the residual stream after the block.
     """
 
-    parameters: Parameters
-    norms: tuple[NormFactors, NormFactors, NormFactors]
-    own: AttentionFactors
-    cross: AttentionFactors
-    slope: Float[Array, "*batch hidden"]
-    weights: Float[Array, "*batch heads frames"]
-    values: Float[Array, "frames heads size"]
-    output: Float[Array, "*batch heads size"]
-    key: Float[Array, "*batch heads width"]
-    state: Float[Array, "*batch width"]
+    parameters: Any
+    norms: Any
+    own: Any
+    cross: Any
+    slope: Any
+    weights: Any
+    values: Any
+    output: Any
+    key: Any
+    state: Any
 
     @property
     def width(self) -> int:
@@ -167,7 +167,7 @@ def layer_factors(
     out = _sum("thj,jhi->thi", p, values)
     weight = jnp.take_along_axis(p, positions[:, None, None], axis=2)[:, :, 0]
     own = AttentionFactors(
-        mixing=_sum("thj,jha,jhb->thab", p, values, keys) - _sum("tha,thb->thab", out, _sum("thj,jhb->thb", p, keys)),
+        mixing=_sum("thj,tjha,jhb->thab", p, values - out[:, None], keys),
         query=q,
         weight=weight,
         spread=weight[:, :, None] * (values[positions] - out),
@@ -183,7 +183,7 @@ def layer_factors(
 
     def mixing(one: Any) -> Array:  # one head at a time: all tokens share its keys, so this is one matrix product
         p, v, k, o = one
-        return _matmul(p[:, None] * v.T, k) - o[:, :, None] * _matmul(p, k)[:, None]
+        return _matmul(p[:, None] * (v.T - o[:, :, None]), k)
 
     by_head = (jnp.swapaxes(p, 0, 1), jnp.swapaxes(v, 0, 1), jnp.swapaxes(k, 0, 1), jnp.swapaxes(out, 0, 1))
     cross = AttentionFactors(
