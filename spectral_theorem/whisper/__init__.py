@@ -21,6 +21,8 @@ from .options import FALLBACK, DecodingOptions
 from .parallel import clip_mesh
 from .passes import DecoderPass, EncoderPass, Record, decoder_pass, encoder_pass
 from .saving import save
+from .sequence import SequenceLayers, sequence_layers
+from .tangents import SequenceMaps, sequence_maps
 from .tokenizer import Tokenizer
 from .transcript import Segment, Transcript, Transcription, transcriptions
 from .windows import encode_audio, transcribe, transcribe_many
@@ -38,6 +40,8 @@ __all__ = [
     "Published",
     "Record",
     "Segment",
+    "SequenceLayers",
+    "SequenceMaps",
     "TokenLayers",
     "Tokenizer",
     "Transcript",
@@ -59,6 +63,8 @@ __all__ = [
     "load",
     "random_model",
     "save",
+    "sequence_layers",
+    "sequence_maps",
     "token_layers",
     "transcribe",
     "transcribe_many",
