@@ -5,6 +5,7 @@ Gaussian probes. The rest is a positive semidefinite trace, and of such an estim
 tails are known: those of a chi-square with as many degrees of freedom as probes times stable rank.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -157,6 +158,7 @@ def frobenius_norm(
     )
 
 
+@functools.partial(jax.jit, static_argnames="probability")
 def chi_square_quantile(probability: float, freedom: Any) -> Any:
     r"""Return x with :math:`P(\chi^2_\nu \le x)` = probability, by bisection; jittable.
 
