@@ -17,7 +17,7 @@ from .console import aligned
 from .linearization import operators
 from .operatorchain import OperatorChain, stacked
 from .trace import FrobeniusNorm, frobenius_norm
-from .triplets import decompose
+from .triplets import assemble, decompose
 from .types import Triplets, refuse
 from .whisper import WhisperModel
 from .whisper.chain import token_layers
@@ -26,6 +26,7 @@ from .whisper.tangents import SequenceMaps, sequence_maps
 
 _ROWS_AT_ONCE = 64
 _PROBES_AT_ONCE = 4
+_AT_ONCE = 1 << 16  # numbers of state over all layers that are decomposed together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +126,36 @@ def sequence_triplets(
     ----------
     chain : from `sequence_chain` or `operators`.
     top, key, tolerance : as in `decompose`.
+
+    Returns
+    -------
+    Triplets
+
+    Notes
+    -----
+    A wide chain goes a layer at a time: the method keeps some hundred vectors of the state's size per layer
+    that it works on.
     """
-    return decompose(chain, "krylov", top=top, key=key, tolerance=tolerance)
+    if chain.depth * chain.width <= _AT_ONCE:
+        return decompose(chain, "krylov", top=top, key=key, tolerance=tolerance)
+    keys = jax.random.split(jax.random.key(0) if key is None else key, chain.depth)
+    found = [decompose(_one_layer(chain, i), "krylov", top=top, key=k, tolerance=tolerance) for i, k in enumerate(keys)]
+    joined = lambda name: jnp.concatenate([getattr(one, name) for one in found])
+    vectors = (joined(name) for name in ("sigma", "sigma_top", "U", "V"))
+    return assemble(*vectors, residual=joined("residual"), certified=joined("certified"))
+
+
+def _one_layer(chain: OperatorChain, index: int) -> OperatorChain:
+    """Return one layer as a chain, its arrays cut out of the stack."""
+    indices = next(indices for indices in chain.propagator_maps if index in indices)
+    at = indices.index(index)
+    linear = jax.tree.map(lambda leaf: leaf[at : at + 1], chain.propagator_maps[indices])
+    return dataclasses.replace(
+        chain,
+        states=chain.states[index : index + 2],
+        propagator_maps={(0,): linear},
+        injection_maps=chain.injection_maps[index : index + 1],
+    )
 
 
 def compare_scopes(

@@ -89,7 +89,7 @@ def decompose(
     )
     sigma, residual = found.sigma, found.residual
     sigma_top = jnp.concatenate([sigma[:, :count], sigma[:, count : count + 1]], axis=1)
-    return _assemble(
+    return assemble(
         sigma,
         sigma_top,
         found.U[:, :, :count],
@@ -123,7 +123,7 @@ def _dense(w: Any, count: int) -> Triplets:
     eps = float(jnp.finfo(w.dtype).eps)
     residual = misfit + sf[:, 0] * (defect + width * eps)
     padded = jnp.concatenate([sigma, jnp.zeros((depth, 2), w.dtype)], axis=1)
-    return _assemble(
+    return assemble(
         padded,
         padded[:, : count + 1],
         left[:, :, :count],
@@ -134,8 +134,14 @@ def _dense(w: Any, count: int) -> Triplets:
 
 
 @jax.jit
-def _assemble(sigma: Any, sigma_top: Any, left: Any, right: Any, *, residual: Any, certified: Any) -> Triplets:
-    """Fix signs, couple neighbouring layers and propagate the residual to every derived number."""
+def assemble(sigma: Any, sigma_top: Any, left: Any, right: Any, *, residual: Any, certified: Any) -> Triplets:
+    """Fix signs, couple neighbouring layers and propagate the residual to every derived number.
+
+    Parameters
+    ----------
+    sigma : (L, 2 or more), sigma_top : (L, K+1), left, right : (L, D, K), residual : (L,), certified : (L,) bool
+        As in `Triplets`, singular vectors of any sign; a residual of inf says that nothing is known.
+    """
     width = left.shape[1]
     eps = float(jnp.finfo(left.dtype).eps)
     peak = jnp.take_along_axis(left, jnp.argmax(jnp.abs(left), axis=1)[:, None, :], axis=1)

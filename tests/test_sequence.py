@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import spectral_theorem as st
-from spectral_theorem import whisper
+from spectral_theorem import scopes, whisper
 from spectral_theorem.scopes import sequence_chain, sequence_triplets
 from spectral_theorem.types import InputError
 from spectral_theorem.whisper import Dims, blocks
@@ -177,6 +177,16 @@ def test_triplets_of_the_whole_sequence(model, context):
     kappa = np.abs(np.einsum("ld,ld->l", v[1:, 0], u[:-1, :, 0]))
     assert distance(np.abs(found.kappa), kappa) < 1e-9
     assert not found.certified.any()
+
+
+def test_triplets_a_layer_at_a_time_are_the_same(model, context, granularity, monkeypatch):
+    chain = sequence_chain(whisper.sequence_maps(model, context, TOKENS, granularity))
+    together = sequence_triplets(chain, top=3)
+    monkeypatch.setattr(scopes, "_AT_ONCE", 0)
+    apart = sequence_triplets(chain, top=3)
+    for name in ("sigma", "sigma_top", "xi", "kappa", "rho", "misalignment", "u", "v"):
+        assert distance(getattr(apart, name), getattr(together, name)) < 1e-9, name
+    assert apart.resolved.all() and not apart.certified.any()
 
 
 def test_maps_hold_no_array_of_the_size_of_w_or_g(maps):
