@@ -115,7 +115,8 @@ class RegimeReport:
     log_tracked_growth : ()  the sharper product along the tracked aperture from v_{k+1}; NaN without certificate.
     output_angle : ()  certified angle (radians) between the output and u_L; NaN without certificate.
     caught : (n,) bool  which injections of the spine enter the cone as a block.
-    lyapunov : (D,)  finite-time Lyapunov exponents of W_L...W_1, nats per layer, descending.
+    lyapunov : (D,)  finite-time Lyapunov exponents of W_L...W_1, nats per layer, descending; the leading ones
+        only where that is all that was asked for.
     """
 
     code: Int[Array, "*batch"]
@@ -128,7 +129,7 @@ class RegimeReport:
     log_tracked_growth: Float[Array, "*batch"]
     output_angle: Float[Array, "*batch"]
     caught: Bool[Array, "*batch n"]
-    lyapunov: Float[Array, "*batch D"]
+    lyapunov: Float[Array, "*batch exponents"]
 
     @property
     def regime(self) -> Any:
@@ -184,7 +185,12 @@ def lyapunov_exponents(propagators: Any) -> Any:
 
 
 def classify(
-    chain: Any, triplets: Triplets, thresholds: Thresholds | None = None, *, bounds: Bounds | None = None
+    chain: Any,
+    triplets: Triplets,
+    thresholds: Thresholds | None = None,
+    *,
+    bounds: Bounds | None = None,
+    lyapunov: Any = None,
 ) -> RegimeReport:
     r"""Certify what the chain does, and say what the paper's criterion would have said.
 
@@ -195,7 +201,7 @@ def classify(
     Parameters
     ----------
     chain, triplets : as elsewhere. thresholds : K0, delta and contraction are free choices, recorded.
-    bounds : reuse what was already computed.
+    bounds, lyapunov : reuse what was already computed.
 
     Returns
     -------
@@ -220,16 +226,18 @@ def classify(
     >>> found.regime.name, found.naive.name
     ('ATTRACTOR', 'ATTRACTOR')
     """
-    return _classify(dense(chain), triplets, bounds, Thresholds() if thresholds is None else thresholds)
+    return _classify(dense(chain), triplets, bounds, lyapunov, Thresholds() if thresholds is None else thresholds)
 
 
 @functools.partial(jax.jit, static_argnames="thresholds")
-def _classify(chain: Any, triplets: Triplets, bounds: Bounds | None, thresholds: Thresholds) -> RegimeReport:
+def _classify(
+    chain: Any, triplets: Triplets, bounds: Bounds | None, lyapunov: Any, thresholds: Thresholds
+) -> RegimeReport:
     bounds = residual_bounds(chain, triplets) if bounds is None else bounds
     first = first_layer(chain)
     s = spine(chain, triplets)
     n = s.length
-    lyapunov = lyapunov_exponents(chain.propagators)
+    lyapunov = lyapunov_exponents(chain.propagators) if lyapunov is None else lyapunov
     nan = jnp.asarray(jnp.nan, chain.dtype)
     if n == 0:
         code = jnp.asarray(Regime.INDETERMINATE, jnp.int32)

@@ -12,8 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from .console import aligned
+from .lanczos import singular_triplets
 from .linearization import operators
 from .operatorchain import OperatorChain, stacked
 from .trace import FrobeniusNorm, frobenius_norm
@@ -26,7 +28,7 @@ from .whisper.tangents import SequenceMaps, sequence_maps
 
 _ROWS_AT_ONCE = 64
 _PROBES_AT_ONCE = 4
-_AT_ONCE = 1 << 16  # numbers of state over all layers that are decomposed together
+_BASIS = 384  # vectors of the state's size that a decomposition may hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,29 +122,60 @@ def sequence_chain(maps: SequenceMaps) -> OperatorChain:
 def sequence_triplets(
     chain: OperatorChain, *, top: int | None = None, key: Any = None, tolerance: float | None = None
 ) -> Triplets:
-    """Decompose a chain that is too wide for dense work; the one place where that method is chosen.
+    r"""Decompose a chain that is too wide for dense work; the one place where that method is chosen.
 
     Parameters
     ----------
     chain : from `sequence_chain` or `operators`.
-    top, key, tolerance : as in `decompose`.
+    top : number K of triplets kept; default min(2, D).
+    key : PRNG key of the random starts.
+    tolerance : residual to reach, relative to :math:`\sigma_1`; default 64 eps.
 
     Returns
     -------
     Triplets
+        Converged estimates; the residual is inf where a layer did not converge.
 
     Notes
     -----
-    A wide chain goes a layer at a time: the method keeps some hundred vectors of the state's size per layer
-    that it works on.
+    By block Lanczos, a layer at a time: a basis of up to 384 vectors of the state's size, and nothing that
+    grows with depth but the result.
     """
-    if chain.depth * chain.width <= _AT_ONCE:
-        return decompose(chain, "krylov", top=top, key=key, tolerance=tolerance)
+    count = min(2, chain.width) if top is None else top
     keys = jax.random.split(jax.random.key(0) if key is None else key, chain.depth)
-    found = [decompose(_one_layer(chain, i), "krylov", top=top, key=k, tolerance=tolerance) for i, k in enumerate(keys)]
+    found = [
+        singular_triplets(
+            Partial(_push, one),
+            Partial(_pull, one),
+            count=1,
+            width=chain.width,
+            dtype=chain.dtype,
+            key=k,
+            top=max(count, min(2, chain.width)),
+            tolerance=tolerance,
+            most=_BASIS,
+        )
+        for one, k in zip((_one_layer(chain, i) for i in range(chain.depth)), keys, strict=True)
+    ]
     joined = lambda name: jnp.concatenate([getattr(one, name) for one in found])
-    vectors = (joined(name) for name in ("sigma", "sigma_top", "U", "V"))
-    return assemble(*vectors, residual=joined("residual"), certified=joined("certified"))
+    sigma, converged = joined("sigma"), joined("converged")
+    return assemble(
+        sigma,
+        sigma[:, : count + 1],
+        joined("U")[:, :, :count],
+        joined("V")[:, :, :count],
+        # an estimate that did not converge says nothing about its distance from the truth
+        residual=jnp.where(converged, joined("residual"), jnp.inf),
+        certified=jnp.zeros_like(converged),
+    )
+
+
+def _push(chain: OperatorChain, x: Any) -> Any:
+    return chain.matvec(x)
+
+
+def _pull(chain: OperatorChain, y: Any) -> Any:
+    return chain.rmatvec(y)
 
 
 def _one_layer(chain: OperatorChain, index: int) -> OperatorChain:
@@ -269,16 +302,16 @@ def _rows_of_position(chain: OperatorChain, width: int, start: int) -> tuple[Any
 
 
 def _both_ways(linear: Any, state: Any) -> tuple[Any, Any]:
-    return lambda x: _push(linear, x), lambda y: _pull(linear, state, y)
+    return lambda x: _pushed(linear, x), lambda y: _pulled(linear, state, y)
 
 
 @jax.jit
-def _push(linear: Any, x: Any) -> Any:
+def _pushed(linear: Any, x: Any) -> Any:
     return jax.vmap(linear)(x)
 
 
 @jax.jit
-def _pull(linear: Any, state: Any, y: Any) -> Any:
+def _pulled(linear: Any, state: Any, y: Any) -> Any:
     return jax.vmap(lambda row: jax.linear_transpose(linear, state)(row)[0])(y)
 
 

@@ -134,13 +134,18 @@ def _dense(w: Any, count: int) -> Triplets:
 
 
 @jax.jit
-def assemble(sigma: Any, sigma_top: Any, left: Any, right: Any, *, residual: Any, certified: Any) -> Triplets:
-    """Fix signs, couple neighbouring layers and propagate the residual to every derived number.
+def assemble(
+    sigma: Any, sigma_top: Any, left: Any, right: Any, *, residual: Any, certified: Any, excess: Any = 0.0
+) -> Triplets:
+    r"""Fix signs, couple neighbouring layers and propagate the residual to every derived number.
 
     Parameters
     ----------
-    sigma : (L, 2 or more), sigma_top : (L, K+1), left, right : (L, D, K), residual : (L,), certified : (L,) bool
-        As in `Triplets`, singular vectors of any sign; a residual of inf says that nothing is known.
+    sigma : (L, >=2)  leading singular values (>= 1 where D = 1).
+    sigma_top : (L, K+1), left, right : (L, D, K)  of the top-K bound.
+    residual : (L,)  absolute.
+    certified : (L,) bool
+    excess : (L,)  by how much :math:`\sigma_2` may exceed its estimate beyond the residual.
     """
     width = left.shape[1]
     eps = float(jnp.finfo(left.dtype).eps)
@@ -160,10 +165,10 @@ def assemble(sigma: Any, sigma_top: Any, left: Any, right: Any, *, residual: Any
     rho = first[:-1] * jnp.abs(kappa)
 
     gap = first - second
-    known = gap - residual
+    known = gap - residual - excess
     sine = jnp.where(known > 0, math.sqrt(2.0) * residual / jnp.where(known > 0, known, 1.0), 1.0)
     vector_error = jnp.arcsin(jnp.clip(jnp.where(jnp.isnan(sine), 1.0, sine), 0.0, 1.0))
-    resolved = (residual <= 1e-3 * gap) & (gap > 64 * width * eps * first)
+    resolved = (residual <= 1e-3 * gap) & (gap > 64 * width * eps * first) & (known > 0)
 
     coupling_error = vector_error[:-1] + vector_error[1:]
     phi = jnp.arctan2(misalignment, jnp.abs(kappa))
@@ -175,7 +180,8 @@ def assemble(sigma: Any, sigma_top: Any, left: Any, right: Any, *, residual: Any
     relative = jnp.clip(rho_error / jnp.where(rho > 0, rho, 1.0), None, 1.0)
     lam_error = jnp.where(rho > 0, -jnp.log1p(-relative), jnp.inf)
     least = first - residual
-    xi_error = jnp.where(least > 0, jnp.minimum(sigma_error * (1 + xi) / jnp.where(least > 0, least, 1.0), 1.0), 1.0)
+    off = sigma_error * (1 + xi) + excess
+    xi_error = jnp.where(least > 0, jnp.minimum(off / jnp.where(least > 0, least, 1.0), 1.0), 1.0)
     return Triplets(
         sigma=jnp.stack([first, second], axis=1),
         u=u,

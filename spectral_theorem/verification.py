@@ -10,7 +10,7 @@ from .bounds import Bounds, residual_bounds
 from .claims import CLAIMS, ClaimTable, Evidence, evaluate
 from .coherence import Coherence, coherence_direction
 from .conditions import Conditions, check_conditions
-from .path import DominantPath, Spine, dense, dominant_path, first_layer, signed_rows, spine
+from .path import DominantPath, Spine, dense, dominant_path, signed_rows, spine
 from .regimes import RegimeReport, classify
 from .scaled import Scaled, log_norm, log_of, norm, scaled
 from .summary import to_plain
@@ -138,13 +138,44 @@ def _verify_many(chains: Any, thresholds: Thresholds, batch_size: int) -> Verifi
 @functools.partial(jax.jit, static_argnames="thresholds")
 def _verify(chain: Any, thresholds: Thresholds) -> Verification:
     triplets = decompose(chain)
-    s = spine(chain, triplets)
     path = dominant_path(chain, triplets)
+    return judge(chain, triplets, path, thresholds, log_products=_log_products(chain))
+
+
+def judge(
+    chain: Any,
+    triplets: Triplets,
+    path: DominantPath,
+    thresholds: Thresholds,
+    *,
+    log_products: Any,
+    lyapunov: Any = None,
+    allowance: Any = 0.0,
+) -> Verification:
+    r"""Check a chain whose triplets, dominant path and products are known already.
+
+    Parameters
+    ----------
+    chain : LayerChain. triplets, path : of it.
+    thresholds : recorded with every verdict.
+    log_products : (L,)  :math:`\log\|W_L\cdots W_l\|_2` for l = 1..L.
+    lyapunov : exponents, if they were computed otherwise.
+    allowance : what the given numbers may be off by, in units of each statement's scale, beyond rounding.
+
+    Returns
+    -------
+    Verification
+
+    Notes
+    -----
+    Traceable. This is `verify` without the decompositions, for routes that have cheaper ones.
+    """
+    s = spine(chain, triplets)
     coherence = coherence_direction(signed_rows(s)) if s.length else coherence_direction(s.direct[:1] * 0)
     bounds = residual_bounds(chain, triplets, path=path, coherence=coherence)
     conditions = check_conditions(chain, triplets, thresholds, coherence=coherence)
-    regime = classify(chain, triplets, thresholds, bounds=bounds)
-    log_products, cone = _products(chain, s, first_layer(chain))
+    regime = classify(chain, triplets, thresholds, bounds=bounds, lyapunov=lyapunov)
+    cone = _cone_output(s)
     evidence = Evidence(
         chain=chain,
         spine=s,
@@ -157,7 +188,7 @@ def _verify(chain: Any, thresholds: Thresholds) -> Verification:
         log_products=log_products,
         cone_output=cone.value / jnp.where(norm(cone.value) > 0, norm(cone.value), 1.0),
         log_cone_output=log_norm(cone),
-        allowance=jnp.asarray(tolerance(chain), chain.dtype),
+        allowance=jnp.asarray(tolerance(chain) + allowance, chain.dtype),
     )
     return Verification(
         conditions=conditions,
@@ -171,8 +202,8 @@ def _verify(chain: Any, thresholds: Thresholds) -> Verification:
     )
 
 
-def _products(chain: Any, s: Spine, first: int) -> tuple[Any, Scaled]:
-    """Return log ||W_L...W_l||_2 for l = 1..L, and W_L...W_first v_first."""
+def _log_products(chain: Any) -> Any:
+    """Return log ||W_L...W_l||_2 for l = 1..L."""
 
     def back(product: Scaled, w: Any) -> tuple[Scaled, Any]:
         product = scaled(product.value @ w, product.log)
@@ -182,10 +213,15 @@ def _products(chain: Any, s: Spine, first: int) -> tuple[Any, Scaled]:
     _, products = jax.lax.scan(back, eye, chain.propagators, reverse=True)
     # all values in one batched call: inside the scan LAPACK would be entered layer by layer with a fresh workspace
     largest = jnp.linalg.svd(products.value, compute_uv=False)[:, 0]
+    return log_of(largest) + products.log
+
+
+def _cone_output(s: Spine) -> Scaled:
+    """Return W_L...W_first v_first."""
 
     def forward(x: Scaled, w: Any) -> tuple[Scaled, None]:
         return scaled(w @ x.value, x.log), None
 
-    start = scaled(s.v[0]) if s.length else scaled(jnp.ones((chain.width,), chain.dtype))
+    start = scaled(s.v[0]) if s.length else scaled(jnp.ones_like(s.direct[:, 0]))
     output, _ = jax.lax.scan(forward, start, s.propagators)
-    return log_of(largest) + products.log, output
+    return output

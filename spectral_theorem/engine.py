@@ -1,0 +1,555 @@
+r"""Check the theorem at many decoder tokens: certified triplets, injections that are never formed, all bounds.
+
+Everything that decoder tokens share goes through one matrix product: triplets of W and of G come from block Lanczos
+on rows of all tokens. What belongs to one token (dense propagators, the certificate of its triplets, the exact norm of
+its residual) is one compiled function, called token by token.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from .lanczos import Leading, SingularTriplets, leading_eigenpairs, singular_triplets
+from .path import dominant_path
+from .scaled import log_of
+from .shortened import reading_vectors, shortened
+from .triplets import assemble
+from .types import Thresholds, Triplets, container
+from .verification import Verification, judge
+from .whisper.rows import context_basis, coordinates, injection_core, injection_gramian, pull_row, value_gram
+from .whisper.sensitivity import (
+    PARTS,
+    Part,
+    TokenFactors,
+    at_token,
+    pull,
+    push,
+    shared_and_own,
+    transposed_propagator,
+)
+
+Granularity = Literal["block", "sub-block"]
+BUCKET = 4  # tokens are padded to a multiple, so that few shapes are compiled
+_PRODUCT_BASIS = 48
+_PROBES = 4
+
+
+@container
+class Sweep:
+    r"""Hold what was found at T tokens of one chain of L layers; every array has a leading axis T.
+
+    Attributes
+    ----------
+    verification : `Verification` of each token.
+    injection_sigma : (T, L, 2)  leading singular values of :math:`G_l`, NaN for layers without context.
+    injection_u : (T, L, D)  leading left singular vector of :math:`G_l`.
+    injection_residual : (T, L)  observed residual of both triplets, absolute.
+    injection_norm : (T, L)  exact :math:`\|G_l\|_F`.
+    log_residual_spectral : (T,)  :math:`\log\|R_\Sigma\|_2`, a converged estimate.
+    log_residual_error : (T,)  log of the half-width of the interval of :math:`\|R_\Sigma\|_F`, cancellation included.
+    basis : (T, L) int  vectors in the Krylov bases of the triplets.
+    certificate : (T, L)  proven upper bound of :math:`\|W-\sum_{i\le2}\sigma_iu_iv_i^\top\|`, inf where none was found.
+    """
+
+    verification: Verification
+    injection_sigma: Any
+    injection_u: Any
+    injection_residual: Any
+    injection_norm: Any
+    log_residual_spectral: Any
+    log_residual_error: Any
+    basis: Any
+    certificate: Any
+
+
+class Layer(NamedTuple):
+    """Name one layer of the chain: the decoder block it belongs to, from 0, and which part of it."""
+
+    block: int
+    part: Part
+
+    @property
+    def injects(self) -> bool:
+        """Whether the context enters here."""
+        return self.part in ("block", "cross-attention")
+
+
+def chain_layers(blocks: int, granularity: Granularity) -> tuple[Layer, ...]:
+    """Return the layers of a chain of so many decoder blocks."""
+    parts: tuple[Part, ...] = ("block",) if granularity == "block" else PARTS
+    return tuple(Layer(block, part) for block in range(blocks) for part in parts)
+
+
+def sweep_tokens(
+    factors: Sequence[TokenFactors],
+    granularity: Granularity = "block",
+    thresholds: Thresholds | None = None,
+    *,
+    tolerance: float | None = None,
+    start: Any = None,
+) -> Sweep:
+    r"""Check the theorem at the T tokens of these factors.
+
+    Parameters
+    ----------
+    factors : one `TokenFactors` per decoder block, from `token_factors`.
+    granularity : "block", or "sub-block" for self-attention, cross-attention and MLP apart.
+    thresholds : as in `verify`.
+    tolerance : residual of the triplets to reach, relative to :math:`\sigma_1`; default 64 eps.
+    start : (L, D), optional
+        First guesses of the leading right singular vectors, such as those of the previous token.
+
+    Returns
+    -------
+    Sweep
+
+    Raises
+    ------
+    InputError
+        A tolerance below rounding.
+
+    Notes
+    -----
+    Per layer and token: about 24 to 48 products with W and :math:`W^\top`, as matrix products over tokens; 16 D^3 for
+    the dense W and 2 D^3 + D^3/3 for its certificate; 2 F D^2 per pair of layers for :math:`\|R_\Sigma\|_F`. No array
+    of the size of G.
+
+    References
+    ----------
+    docs/theory/whisper.md, docs/theory/rigour.md#certified-krylov-triplets.
+
+    Examples
+    --------
+    >>> from spectral_theorem.whisper import Dims, random_model, token_factors
+    >>> dims = Dims(width=8, mels=4, frames=10, vocabulary=6, positions=9, encoder_layers=1, encoder_heads=2,
+    ...             encoder_hidden=8, decoder_layers=2, decoder_heads=2, decoder_hidden=8)
+    >>> model = random_model(jax.random.key(0), dims)
+    >>> context = jax.random.normal(jax.random.key(1), (10, 8), "float32")
+    >>> found = sweep_tokens(token_factors(model, context, [4, 1, 2], [0, 1, 2]))
+    >>> found.verification.triplets.sigma.shape, bool(found.verification.triplets.certified.all())
+    ((3, 2, 2), True)
+    """
+    layers = chain_layers(len(factors), granularity)
+    tokens, width = factors[0].state.shape
+    triplets, injections = [], []
+    for index, layer in enumerate(layers):
+        f = factors[layer.block]
+        guess = None if start is None else jnp.broadcast_to(start[index], (tokens, 1, width))
+        triplets.append(layer_triplets(f, layer.part, tolerance=tolerance, start=guess))
+        injections.append(injection_triplets(f, layer.part) if layer.injects else None)
+    split = [shared_and_own(f) for f in factors]
+    shared, own = [one for one, _ in split], [one for _, one in split]
+    values = _value_grams(shared, layers)
+    found = []
+    for t in range(tokens):
+        at = lambda tree, t=t: jax.tree.map(lambda leaf: leaf[t], tree)
+        found.append(
+            _one_token(
+                shared, at(own), at(triplets), values, layers, Thresholds() if thresholds is None else thresholds
+            )
+        )
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+    nothing = jnp.full((tokens,), jnp.nan, factors[0].state.dtype)
+    column = lambda pick, absent: jnp.stack([absent if g is None else pick(g) for g in injections], axis=1)
+    sigma = column(lambda g: jnp.sqrt(g.value[:, :2]), jnp.stack([nothing, nothing], 1))
+    return Sweep(
+        injection_sigma=sigma,
+        injection_u=column(lambda g: g.vector[:, 0], jnp.full((tokens, width), jnp.nan, sigma.dtype)),
+        # G^T u = sigma v holds by definition of v; the other half of the residual is that of the square over sigma
+        injection_residual=column(
+            lambda g: (g.residual / jnp.sqrt(jnp.maximum(g.value[:, :2], jnp.finfo(sigma.dtype).tiny))).max(1), nothing
+        ),
+        basis=jnp.stack([t.size for t in triplets], axis=1),
+        **stacked,
+    )
+
+
+def layer_triplets(
+    f: TokenFactors, part: Part = "block", *, top: int = 2, tolerance: float | None = None, start: Any = None
+) -> SingularTriplets:
+    """Return the leading singular triplets of one layer's propagator at all tokens, matrix-free.
+
+    Parameters
+    ----------
+    f : factors of a block. part : of it. top, tolerance, start : as in `singular_triplets`.
+
+    Returns
+    -------
+    SingularTriplets
+        With leading axis T.
+    """
+    tokens, width = f.state.shape
+    return singular_triplets(
+        _maps(part)[0](f),
+        _maps(part)[1](f),
+        count=tokens,
+        width=width,
+        dtype=f.state.dtype,
+        key=jax.random.key(0),
+        top=min(top, width),
+        tolerance=tolerance,
+        start=start,
+    )
+
+
+def injection_triplets(
+    f: TokenFactors, part: Part = "block", *, top: int = 2, tolerance: float | None = None
+) -> Leading:
+    r"""Return the leading eigenpairs of :math:`G G^\top` of one layer's injection at all tokens, matrix-free.
+
+    Parameters
+    ----------
+    f, part, top, tolerance : as in `layer_triplets`; `part` is "block" or "cross-attention".
+
+    Returns
+    -------
+    Leading
+        `value` are squares of singular values, `vector` left singular vectors; the right ones are
+        `pull_context(f, u) / sigma`.
+    """
+    tokens, width = f.state.shape
+    return leading_eigenpairs(
+        _maps(part)[2](f),
+        count=tokens,
+        width=width,
+        dtype=f.state.dtype,
+        key=jax.random.key(1),
+        top=min(top, width),
+        tolerance=tolerance,
+    )
+
+
+@functools.cache
+def _maps(part: Part) -> tuple[Any, Any, Any]:
+    """Return makers of pytrees of one function each, so that other factors of these shapes compile nothing anew."""
+    forward, backward = functools.partial(_push, part), functools.partial(_pull, part)
+    gramian = functools.partial(_injection, part)
+    return (lambda f: Partial(forward, f), lambda f: Partial(backward, f), lambda f: Partial(gramian, f))
+
+
+def _push(part: Part, f: TokenFactors, x: Any) -> Any:
+    return push(f, x, part)
+
+
+def _pull(part: Part, f: TokenFactors, y: Any) -> Any:
+    return pull(f, y, part)
+
+
+def _injection(part: Part, f: TokenFactors, y: Any) -> Any:
+    return injection_gramian(f, y, part)
+
+
+def _matmul(x: Any, y: Any) -> Any:
+    return jnp.matmul(x, y, precision="highest")
+
+
+@functools.partial(jax.jit, static_argnames="layers")
+def _value_grams(shared: list[TokenFactors], layers: tuple[Layer, ...]) -> list[list[Any]]:
+    """Return the parts of the injections' Gram matrices that all tokens share, for pairs k <= l."""
+    used = [shared[layer.block] for layer in layers if layer.injects]
+    return [[value_gram(a, b) for b in used[i:]] for i, a in enumerate(used)]
+
+
+@functools.partial(jax.jit, static_argnames=("layers", "thresholds"))
+def _one_token(
+    shared: list[TokenFactors],
+    own: list[TokenFactors],
+    found: list[SingularTriplets],
+    values: list[list[Any]],
+    layers: tuple[Layer, ...],
+    thresholds: Thresholds,
+) -> dict[str, Any]:
+    """Judge one token: its chain is short in context, and its residual is measured apart."""
+    factors = [at_token(a, b) for a, b in zip(shared, own, strict=True)]
+    transposed, outer = _dense(factors, layers)
+    propagators = jnp.swapaxes(transposed, 1, 2)
+    depth = len(layers)
+    stack = lambda name: jnp.stack([getattr(one, name) for one in found])
+    triplets, certificate = certified(
+        propagators,
+        stack("sigma"),
+        stack("U"),
+        stack("V"),
+        residual=stack("residual"),
+        converged=stack("converged"),
+    )
+    cores = [[injection_core(*pair) for pair in row] for row in _pairs(factors, layers, values)]
+    places = [i for i, layer in enumerate(layers) if layer.injects]
+    norms = jnp.zeros((depth,), propagators.dtype)
+    for place, row, b in zip(places, cores, outer, strict=True):
+        norms = norms.at[place].set(jnp.sqrt(jnp.clip(jnp.sum(_matmul(b, b.T) * row[0]), 0.0)))
+    left = reading_vectors(propagators, triplets) if depth > 1 else jnp.zeros((0, 1, propagators.shape[1]))
+    chain = shortened(propagators, left, _rows(factors, layers, left), norms) if depth > 1 else None
+    if chain is None:
+        from .types import LayerChain
+
+        chain = LayerChain(propagators, jnp.zeros_like(propagators[:, :, :1]).at[0, 0, 0].set(norms[0]))
+    path = dominant_path(chain, triplets)
+    log_gains = jnp.flip(jnp.cumsum(jnp.flip(log_of(triplets.sigma[:, 0]))))
+    products = _unit_products(transposed, triplets.sigma[:, 0])
+    log_norms = _log_norms(products) + log_gains
+    residual = _residual(path, products, triplets, places, outer, cores, log_gains, norms)
+    nan = jnp.full_like(path.residual, jnp.nan)
+    path = dataclasses.replace(
+        path,
+        residual=nan,
+        residual_unit=nan,
+        log_residual_norm=residual["log_norm"],
+        log_identity_error=_identity_error(factors, layers, path, products, triplets, log_gains),
+    )
+    verification = judge(
+        chain,
+        triplets,
+        path,
+        thresholds,
+        log_products=log_norms,
+        lyapunov=log_norms[:1] / depth,
+        allowance=residual["relative_error"],
+    )
+    return {
+        "verification": verification,
+        "injection_norm": norms,
+        "log_residual_spectral": residual["log_spectral"],
+        "log_residual_error": residual["log_error"],
+        "certificate": certificate,
+    }
+
+
+def _dense(factors: list[TokenFactors], layers: tuple[Layer, ...]) -> tuple[Any, list[Any]]:
+    """Return W^T of every layer (L, D, D), and what follows the heads of each injection, (D, D) each, rows in."""
+    transposed, outer = [], []
+    for layer in layers:
+        f = factors[layer.block]
+        after = f.parameters["encoder_attn"]["out_proj"]["kernel"]
+        if layer.part == "block":
+            mlp = transposed_propagator(f, "MLP")
+            before = _matmul(transposed_propagator(f, "self-attention"), transposed_propagator(f, "cross-attention"))
+            transposed.append(_matmul(before, mlp))
+            outer.append(_matmul(after, mlp))
+        else:
+            transposed.append(transposed_propagator(f, layer.part))
+            if layer.injects:
+                outer.append(after)
+    return jnp.stack(transposed), outer
+
+
+def _pairs(factors: list[TokenFactors], layers: tuple[Layer, ...], values: list[list[Any]]) -> list[list[Any]]:
+    used = [factors[layer.block] for layer in layers if layer.injects]
+    return [[(a, b, v) for b, v in zip(used[i:], values[i], strict=True)] for i, a in enumerate(used)]
+
+
+def _rows(factors: list[TokenFactors], layers: tuple[Layer, ...], left: Any) -> Any:
+    """Return the rows y^T G_k for the reading vectors of all injections but the last layer's, (L-1, m, C)."""
+    n, width = len(layers) - 1, left.shape[2]
+    m = left.shape[1] - (left.shape[1] < width)
+    read = _reader(factors, layers)
+    if read is None:
+        return jnp.zeros((n, m, 1), left.dtype)
+    rows = [read(k, left[k, :m]) if layer.injects else None for k, layer in enumerate(layers[:-1])]
+    nothing = jnp.zeros_like(next(row for row in rows if row is not None))
+    return jnp.stack([nothing if row is None else row for row in rows])
+
+
+def _reader(factors: list[TokenFactors], layers: tuple[Layer, ...]) -> Any:
+    """Return the function (k, y (b, D)) -> y^T G_k in short coordinates (b, C), or None without injections."""
+    used = [layer.block for layer in layers[:-1] if layer.injects]
+    if not used:
+        return None
+    basis = context_basis([factors[i] for i in used])
+
+    def read(k: int, y: Any) -> Any:
+        block, part = layers[k]
+        return coordinates(basis, used.index(block), pull_row(factors[block], y[None], part))[0]
+
+    return read
+
+
+def _identity_error(
+    factors: list[TokenFactors], layers: tuple[Layer, ...], path: Any, products: Any, t: Triplets, log_gains: Any
+) -> Any:
+    r"""Estimate how far two routes to R_Sigma are apart: log of the Frobenius norm of their difference, by probes.
+
+    One goes back through the factors of each block and subtracts the dominant path, the other through dense products
+    of propagators. For uniform unit y, D times the mean of :math:`\|y^\top\Delta\|^2` is :math:`\|\Delta\|_F^2`.
+    """
+    read, depth, width = _reader(factors, layers), len(layers), products.shape[1]
+    if read is None:
+        return jnp.asarray(-jnp.inf, products.dtype)
+    y = jax.random.normal(jax.random.key(4), (_PROBES, width), products.dtype)
+    y = y / jnp.linalg.norm(y, axis=1, keepdims=True)
+    peak = jnp.max(log_gains[1:])
+    along, difference, dominant = y, 0.0, 0.0
+    for k in range(depth - 2, -1, -1):
+        layer = layers[k + 1]
+        gain = jnp.exp(log_gains[k + 1] - peak)
+        # each layer's own gain is taken out on the way, so that nothing overflows
+        along = pull(factors[layer.block], along[None], layer.part)[0] / jnp.where(
+            t.sigma[k + 1, 0] > 0, t.sigma[k + 1, 0], 1
+        )
+        if not layers[k].injects:
+            continue
+        share = path.sign[k] * jnp.exp(path.log_amplitude[k] - log_gains[k + 1])
+        dense = _matmul(y, products[k + 1].T) - share * jnp.outer(y @ t.u[-1], t.v[k + 1])
+        difference = difference + gain * read(k, along - dense)
+        dominant = dominant + gain * share * read(k, t.v[k + 1, None])[0]
+    difference = difference - jnp.outer(y @ t.u[-1], dominant)
+    return 0.5 * log_of(width * jnp.mean(jnp.sum(difference**2, axis=1))) + peak
+
+
+def certified(propagators: Any, sigma: Any, u: Any, v: Any, *, residual: Any, converged: Any) -> tuple[Triplets, Any]:
+    r"""Turn estimated triplets into certified ones, where a Cholesky factorisation proves that nothing larger is left.
+
+    .. math:: \mu^2 I - E^\top E \succ 0 \;\Rightarrow\; \|E\| < \mu,\qquad E = W - \hat U\hat\Sigma\hat V^\top
+
+    Parameters
+    ----------
+    propagators : (L, D, D). sigma : (L, K+1). u, v : (L, D, K). residual : (L,). converged : (L,) bool.
+
+    Returns
+    -------
+    triplets : Triplets
+        `certified` where the proof succeeded and the triplets converged; error bars include the proven bound.
+    bound : (L,)
+        Proven upper bound of :math:`\|E\|`, inf without proof.
+
+    Notes
+    -----
+    2 D^3 + D^3/3 per layer. Rounding is allowed for: of E, of its Gram matrix and of the factorisation, each by its
+    a-priori bound, so that in float32 the proof needs a gap of one or two per cent at D = 384.
+
+    References
+    ----------
+    docs/theory/rigour.md#certified-krylov-triplets. S. Rump, Verification of positive definiteness, BIT 46 (2006).
+    """
+    width = propagators.shape[2]
+    kept = u.shape[2]
+    eps = float(jnp.finfo(propagators.dtype).eps)
+    rest = propagators - jnp.einsum("lik,lk,ljk->lij", u, sigma[:, :kept], v, precision="highest")
+    gram = jnp.einsum("lij,lik->ljk", rest, rest, precision="highest")
+    size = jnp.trace(gram, axis1=1, axis2=2)
+    above = sigma[:, kept]
+    # as low as the next value allows, as high as the last kept one permits: the proof needs room on both sides
+    level = jnp.maximum(0.5 * (above + sigma[:, kept - 1]), 1.01 * above)
+    gamma = (width + 2) * eps
+    room = gamma * (size + width * level**2) / (1 - gamma)
+    eye = jnp.eye(width, dtype=propagators.dtype)
+    factor = jnp.linalg.cholesky((level**2)[:, None, None] * eye - gram - room[:, None, None] * eye)
+    proven = jnp.isfinite(factor).all(axis=(1, 2)) & jnp.isfinite(residual)
+    # what E and the factors are off by: rounding of one subtraction and of rank-K products
+    slip = (kept + 2) * eps * jnp.sqrt(jnp.sum(propagators**2, axis=(1, 2)))
+    bound = jnp.where(proven, level + slip, jnp.inf)
+    gram_u, gram_v = (jnp.einsum("lik,lij->lkj", x, x, precision="highest") for x in (u, v))
+    defect = sum(jnp.sqrt(jnp.sum((g - jnp.eye(kept, dtype=g.dtype)) ** 2, axis=(1, 2))) for g in (gram_u, gram_v))
+    residual = residual + sigma[:, 0] * (defect + 4 * math.sqrt(width) * eps)
+    sure = proven & converged
+    triplets = assemble(
+        sigma,
+        sigma,
+        u,
+        v,
+        residual=jnp.where(converged, residual, jnp.inf),
+        certified=sure,
+        excess=jnp.where(sure, jnp.clip(bound - sigma[:, 1], 0.0), 0.0),
+    )
+    return triplets, bound
+
+
+def _unit_products(transposed: Any, sigma: Any) -> Any:
+    r"""Return :math:`(M_L\cdots M_l)^\top` for l = 1..L, (L, D, D), M = W / sigma_1: nothing over- or underflows."""
+
+    def back(product: Any, layer: Any) -> tuple[Any, Any]:
+        w, s = layer
+        product = _matmul(w / jnp.where(s > 0, s, 1.0), product)
+        return product, product
+
+    last = transposed[-1] / jnp.where(sigma[-1] > 0, sigma[-1], 1.0)
+    _, rest = jax.lax.scan(back, last, (transposed[:-1], sigma[:-1]), reverse=True)
+    return jnp.concatenate([rest, last[None]])
+
+
+def _log_norms(products: Any) -> Any:
+    """Return log norms of (L, D, D) from leading eigenvalues and their residuals; NaN where not converged."""
+    apply = Partial(_squared, products)
+    found = leading_eigenpairs(
+        apply,
+        count=products.shape[0],
+        width=products.shape[1],
+        dtype=products.dtype,
+        key=jax.random.key(2),
+        top=1,
+        tolerance=1e-4,
+        most=_PRODUCT_BASIS,
+    )
+    value = found.value[:, 0] + found.residual[:, 0]
+    return jnp.where(found.converged, 0.5 * log_of(value), jnp.nan)
+
+
+def _squared(products: Any, x: Any) -> Any:
+    ahead = jnp.einsum("lbi,lij->lbj", x, products, precision="highest")
+    return jnp.einsum("lbj,lij->lbi", ahead, products, precision="highest")
+
+
+def _residual(
+    path: Any, products: Any, t: Triplets, places: list[int], outer: list[Any], cores: Any, log_gains: Any, norms: Any
+) -> dict[str, Any]:
+    r"""Return the norms of :math:`R_\Sigma=\sum_k(W_L\cdots W_{k+1}-A_{L,k}u_Lv_{k+1}^\top)G_k`, with an error bar."""
+    depth, dtype = products.shape[0], products.dtype
+    sources = [(i, k) for i, k in enumerate(places) if k < depth - 1]
+    nothing = jnp.asarray(-jnp.inf, dtype)
+    if not sources:
+        zero = jnp.zeros((), dtype)
+        return {"log_norm": nothing, "log_spectral": nothing, "log_error": nothing, "relative_error": zero}
+    peak = jnp.max(jnp.stack([log_gains[k + 1] for _, k in sources]))
+    columns = []
+    for i, k in sources:
+        share = path.sign[k] * jnp.exp(path.log_amplitude[k] - log_gains[k + 1])
+        rest = _matmul(outer[i], products[k + 1]) - share * jnp.outer(outer[i] @ t.v[k + 1], t.u[-1])
+        columns.append(rest * jnp.exp(log_gains[k + 1] - peak))
+    half = jnp.zeros_like(products[0])  # R R^T = half + half^T
+    for a, (i, _) in enumerate(sources):
+        met = 0.5 * _matmul(cores[i][0], columns[a])
+        for b, (j, _) in list(enumerate(sources))[a + 1 :]:
+            met = met + _matmul(cores[i][j - i], columns[b])
+        half += _matmul(columns[a].T, met)
+    square = half + half.T
+    frobenius = jnp.clip(jnp.trace(square), 0.0)
+    scale = jnp.exp(path.log_scale - peak)
+    eps = float(jnp.finfo(dtype).eps)
+    # squares of terms as large as the scale are added up: that much of the square is rounding
+    blur = 16 * eps * scale**2
+    value = jnp.sqrt(frobenius)
+    error = blur / jnp.maximum(value, jnp.sqrt(blur))
+    top = leading_eigenpairs(
+        Partial(_symmetric, square),
+        count=1,
+        width=square.shape[0],
+        dtype=dtype,
+        key=jax.random.key(3),
+        top=1,
+        tolerance=1e-4,
+        most=_PRODUCT_BASIS,
+    )
+    spectral = jnp.where(top.converged[0], top.value[0, 0], jnp.nan)
+    return {
+        "log_norm": log_of(value) + peak,
+        "log_spectral": 0.5 * log_of(spectral) + peak,
+        "log_error": log_of(error) + peak,
+        "relative_error": jnp.where(norms.any(), error / jnp.where(scale > 0, scale, 1.0), 0.0),
+    }
+
+
+def _symmetric(square: Any, x: Any) -> Any:
+    return _matmul(x, square)
+
+
+def padded(positions: Sequence[int]) -> np.ndarray:
+    """Return the positions, the last repeated up to a multiple of the bucket."""
+    short = -len(positions) % BUCKET
+    return np.asarray([*positions, *[positions[-1]] * short], np.int32)
