@@ -27,6 +27,7 @@ from .whisper.sequence import sequence_layers
 from .whisper.tangents import SequenceMaps, sequence_maps
 
 _ROWS_AT_ONCE = 64
+_DIRECTIONS_AT_ONCE = 16  # every one is an array of the context's size
 _PROBES_AT_ONCE = 4
 _BASIS = 384  # vectors of the state's size that a decomposition may hold
 
@@ -268,10 +269,14 @@ def compare_scopes(
 
     count = min(probes, width)
     directions = jnp.linalg.qr(jax.random.normal(for_probes, (width, count), chain.dtype))[0].T
-    placed = jnp.zeros((count, chain.width), chain.dtype).at[:, start:].set(directions)
-    total = _context_rows(free.layers, free.state, free.context, placed)
-    without = _context_rows(frozen.layers, frozen.state, frozen.context, directions)
-    error, spread = _ratio(np.asarray(jnp.sum((total - without) ** 2, axis=1)), np.asarray(jnp.sum(total**2, axis=1)))
+    lost, whole_size = [], []
+    for some in jnp.split(directions, np.arange(_DIRECTIONS_AT_ONCE, count, _DIRECTIONS_AT_ONCE)):
+        placed = jnp.zeros((some.shape[0], chain.width), chain.dtype).at[:, start:].set(some)
+        total = _context_rows(free.layers, free.state, free.context, placed)
+        kept = _context_rows(frozen.layers, frozen.state, frozen.context, some)
+        lost.append(jnp.sum((total - kept) ** 2, axis=1))
+        whole_size.append(jnp.sum(total**2, axis=1))
+    error, spread = _ratio(np.concatenate(lost), np.concatenate(whole_size))
     return ScopeComparison(
         names=frozen.names,
         position=position,

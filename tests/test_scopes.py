@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import spectral_theorem as st
-from spectral_theorem import whisper
+from spectral_theorem import scopes, whisper
 from spectral_theorem.audio import concatenate, load_audio
 from spectral_theorem.scopes import _ratio
 from spectral_theorem.types import InputError
@@ -93,6 +93,12 @@ def test_without_a_past_both_scopes_are_one(model, context):
     assert distance(found.own_share, 1) == distance(found.branch_share, 1) == 0
     assert distance(found.token.sigma, found.sequence.sigma) < 1e-12
     assert distance(abs(found.token.kappa), abs(found.sequence.kappa)) < 1e-9
+
+
+def test_directions_are_taken_in_parts(model, context, monkeypatch):
+    whole = compare(model, context, 3)
+    monkeypatch.setattr(scopes, "_DIRECTIONS_AT_ONCE", 5)
+    assert abs(compare(model, context, 3).frozen_error - whole.frozen_error) < 1e-13
 
 
 def test_fewer_directions_come_with_an_honest_error(model, context):
