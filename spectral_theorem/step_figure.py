@@ -118,8 +118,7 @@ def _draw_bounds(ax: Axes, chains: Sequence[Mapping[str, Any]], x: np.ndarray) -
     ax.set_ylabel("bound over residual")
     ax.set_title("upper bounds as multiples of the residual ‖R_Σ‖", loc="left", pad=4)
     ax.grid(axis="y", color=MUTED, alpha=0.25, lw=0.6)
-    missing = np.flatnonzero(~np.isfinite(truth))
-    for index in missing:
+    for index in np.flatnonzero(~np.isfinite(truth)).tolist():
         ax.text(x[index], 0.5, "no residual", transform=ax.get_xaxis_transform(), rotation=90, ha="center", va="center")
     end_labels(ax, labels)
 
@@ -157,7 +156,7 @@ def _draw_hypothesis(ax: Axes, name: str, entries: Sequence[Mapping[str, Any]], 
                 x[here], y[here], yerr=np.nan_to_num(bar), fmt=marker, ms=6, color=colour, mec=INK, mew=0.5, capsize=2,
                 elinewidth=1.0, clip_on=False,
             )  # fmt: skip
-    for index in np.flatnonzero(~np.isfinite(y)):
+    for index in np.flatnonzero(~np.isfinite(y)).tolist():
         endless = entries[index]["verdict"] in ("HOLDS", "VIOLATED")
         sign = "∞" if endless and value[index] != 0 else "0" if value[index] == 0 else "–"
         ax.text(x[index], 0.5, sign, transform=ax.get_xaxis_transform(), ha="center", va="center", weight="bold")

@@ -194,7 +194,7 @@ def _draw_map(ax: Axes, field: Field, chains: Sequence[Mapping[str, Any]], x: np
     columns, rows = WRITTEN
     written = len(x) <= columns and depth <= rows
     for (i, j), shade in np.ndenumerate(shades):
-        mark = "" if certified[i, j] else "~"
+        mark = "?" * (not resolved[i, j]) + "~" * (not certified[i, j])
         said = f"{values[i, j]:.2g}".replace("-", "−") if written and shade >= 0 else ""
         if mark or said:
             ink = INK if shade < 0 else "#000000" if light[i, j] else "#ffffff"
@@ -235,6 +235,11 @@ def _draw_bar(ax: Axes, field: Field) -> None:
     ax.set_ylim(low, high)
     ax.xaxis.set_major_locator(NullLocator())
     set_ticks(ax.yaxis, field.scale, low, high, count=4)
+    if field.scale == "log" and high - low < 1:
+        # a narrow range may hold no round number: then the quarters are named
+        places = np.linspace(low, high, 5)[1:-1].tolist()
+        ax.yaxis.set_major_locator(FixedLocator(places))
+        ax.yaxis.set_major_formatter(FixedFormatter([f"{10**place:.3g}" for place in places]))
     ax.yaxis.tick_right()
     ax.tick_params(axis="y", length=2, labelsize=8)
     figure: Any = ax.get_figure()

@@ -220,7 +220,9 @@ def map_caption(chains: Sequence[Chain]) -> str:
         "colours of its own, with their values beside it. λ: blue below 0, brown above, grey at 0.",
         "Chance: the mean |κ| of two random directions in this space." if chains[0].get("chance_kappa") else "",
         f"Largest error bars: {', '.join(largest)}." if largest else "",
-        "Hatched: not resolved, so a coupling there has no value." if any(not x["resolved"] for x in layers) else "",
+        "Hatched, with ?: not resolved, so a coupling there has no value."
+        if any(not x["resolved"] for x in layers)
+        else "",
         "~: a converged estimate, not certified." if any(not x["certified"] for x in layers) else "",
         "Crossed: no number, as λ where κ is 0." if _crossed(chains) else "",
         _skipped(chains),

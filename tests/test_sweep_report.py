@@ -233,9 +233,21 @@ def test_unresolved_cells_are_hatched_estimates_marked_and_absent_numbers_crosse
     assert hatched(xi) == {(1.0, 3.0)}
     assert [text.get_position() for text in xi.texts if text.get_text().endswith("~")] == [(2, 5.0)]
     assert [text.get_position() for text in lam.texts if text.get_text().endswith("~")] == [(2, 4.5)]
+    assert [text.get_position() for text in xi.texts if "?" in text.get_text()] == [(1, 3.0)]
     caption = map_caption(chains)
-    assert all(part in caption for part in ("Hatched: not resolved", "~: a converged", "Crossed: no number"))
+    assert all(part in caption for part in ("Hatched, with ?: not resolved", "~: a converged", "Crossed: no number"))
     assert "Hatched" not in map_caption(tokens(real, range(3)))
+
+
+def test_the_colours_of_sigma_are_named_by_values_however_narrow_their_range(real):
+    for low, high in ((3.0, 3.3), (1.0, 7.0), (0.5, 5000.0)):
+        chains = tokens(real, range(3))
+        for i, chain in enumerate(chains):
+            for layer in chain["layers"]:
+                layer["sigma1"] = low + (high - low) * i / 2
+        bar = map_figure(chains).axes[7]
+        bottom, top = bar.get_ylim()
+        assert sum(bottom <= tick <= top for tick in bar.get_yticks()) >= 2
 
 
 def test_numbers_are_written_into_few_cells_only(real):
