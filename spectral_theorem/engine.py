@@ -45,7 +45,7 @@ from .whisper.sensitivity import (
 
 Granularity = Literal["block", "sub-block"]
 BUCKET = 4  # tokens are padded to a multiple, so that few shapes are compiled
-_SHORT_BASIS = 95  # below twice the first basis of 48 vectors, so that Lanczos is traceable
+_SHORT_BASIS = 72  # few enough for Lanczos to be traceable
 _PROBES = 4
 
 
@@ -341,7 +341,7 @@ def _one_token(
 
 
 def _leading(transposed: Any, limit: Any, start: Any) -> SingularTriplets:
-    """Return the leading triplets of L dense propagators; what a basis of 48 vectors does not reach is flagged."""
+    """Return the leading triplets of L dense propagators; what a short basis does not reach is flagged."""
     depth, width = transposed.shape[:2]
     return singular_triplets(
         Partial(_times, transposed),
@@ -354,7 +354,7 @@ def _leading(transposed: Any, limit: Any, start: Any) -> SingularTriplets:
         tolerance=limit,
         most=_SHORT_BASIS,
         start=None if start is None else start[:, None],
-        block=4,
+        block=3,
     )
 
 
@@ -374,7 +374,7 @@ def _injections(squares: Any, limit: Any) -> dict[str, Any]:
         top=min(2, width),
         tolerance=limit,
         most=_SHORT_BASIS,
-        block=4,
+        block=3,
     )
     sigma = jnp.sqrt(found.value[:, :2])
     tiny = jnp.finfo(sigma.dtype).tiny
@@ -608,7 +608,7 @@ def _log_norms(products: Any) -> Any:
         top=1,
         tolerance=1e-4,
         most=_SHORT_BASIS,
-        block=4,
+        block=3,
     )
     value = found.value[:, 0] + found.residual[:, 0]
     return jnp.where(found.converged, 0.5 * log_of(value), jnp.nan)
@@ -657,7 +657,7 @@ def _residual(
         top=1,
         tolerance=1e-4,
         most=_SHORT_BASIS,
-        block=4,
+        block=3,
     )
     spectral = jnp.where(top.converged[0], top.value[0, 0], jnp.nan)
     return {
