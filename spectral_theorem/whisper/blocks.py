@@ -21,7 +21,7 @@ from ..types import container
 Parameters = Mapping[Any, Any]
 EPSILON = 1e-5
 _LARGE = 1 << 18
-_QUERIES_AT_ONCE = 512
+_QUERIES_AT_ONCE = 768
 
 
 @container
