@@ -47,8 +47,9 @@ AGAIN = "This checks those once more and compares the verdicts:"
 ANEW = "The verb and the config above make them anew."
 LAYER_COLUMNS = {
     "σ₁": "sigma1",
+    "± σ₁": "sigma_error",
     "σ₂": "sigma2",
-    "± σ": "sigma_error",
+    "± σ₂": "sigma2_error",
     "ξ": "xi",
     "± ξ": "xi_error",
     "|κ|": "kappa_abs",
@@ -320,7 +321,7 @@ def _layer_rows(chain: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for index, layer in enumerate(chain["layers"]):
         title = f"{layer['layer']} {names[index]}" if index < len(names) else str(layer["layer"])
-        cells = [_error(layer[key]) if "error" in key else number(layer[key]) for key in LAYER_COLUMNS.values()]
+        cells = [_error(layer.get(key)) if "error" in key else number(layer[key]) for key in LAYER_COLUMNS.values()]
         remarks = ["" if layer["resolved"] else "not resolved", "" if layer["certified"] else "estimate"]
         rows.append([title, *cells, ", ".join(filter(None, remarks))])
     return rows

@@ -279,7 +279,7 @@ def test_a_clip_with_nothing_but_nulls_still_has_a_page(page, real):
     for chain in chains:
         untie(chain, {1, 2, 3, 4, 5})
         for layer in chain["layers"]:
-            layer |= dict.fromkeys(("xi", "sigma1", "sigma2", "xi_error", "sigma_error"))
+            layer |= dict.fromkeys(("xi", "sigma1", "sigma2", "xi_error", "sigma_error", "sigma2_error"))
         chain["path"] |= dict.fromkeys(chain["path"])
         chain["bounds"] |= dict.fromkeys(chain["bounds"])
         for condition in chain["conditions"].values():
