@@ -438,15 +438,16 @@ def certified(propagators: Any, sigma: Any, u: Any, v: Any, *, residual: Any, co
     gram = jnp.einsum("lij,lik->ljk", rest, rest, precision="highest")
     size = jnp.trace(gram, axis1=1, axis2=2)
     above = sigma[:, kept]
-    # as low as the next value allows, as high as the last kept one permits: the proof needs room on both sides
-    level = jnp.maximum(0.5 * (above + sigma[:, kept - 1]), 1.01 * above)
+    # what E and the factors are off by: rounding of one subtraction and of rank-K products
+    slip = (kept + 2) * eps * jnp.sqrt(jnp.sum(propagators**2, axis=(1, 2)))
+    # as low as the next value allows, as high as the last kept one permits: the proof needs room on both sides, and
+    # where nothing is left (rank one) it needs room for rounding
+    level = jnp.maximum(0.5 * (above + sigma[:, kept - 1]), 1.01 * above + 2 * slip)
     gamma = (width + 2) * eps
     room = gamma * (size + width * level**2) / (1 - gamma)
     eye = jnp.eye(width, dtype=propagators.dtype)
     factor = jnp.linalg.cholesky((level**2)[:, None, None] * eye - gram - room[:, None, None] * eye)
     proven = jnp.isfinite(factor).all(axis=(1, 2)) & jnp.isfinite(residual)
-    # what E and the factors are off by: rounding of one subtraction and of rank-K products
-    slip = (kept + 2) * eps * jnp.sqrt(jnp.sum(propagators**2, axis=(1, 2)))
     bound = jnp.where(proven, level + slip, jnp.inf)
     gram_u, gram_v = (jnp.einsum("lik,lij->lkj", x, x, precision="highest") for x in (u, v))
     defect = sum(jnp.sqrt(jnp.sum((g - jnp.eye(kept, dtype=g.dtype)) ** 2, axis=(1, 2))) for g in (gram_u, gram_v))
@@ -459,7 +460,8 @@ def certified(propagators: Any, sigma: Any, u: Any, v: Any, *, residual: Any, co
         v,
         residual=jnp.where(converged, residual, jnp.inf),
         certified=sure,
-        excess=jnp.where(sure, jnp.clip(bound - sigma[:, 1], 0.0), 0.0),
+        # without proof: values whose squares are rounding beside the first one's may hide a larger one of their kind
+        excess=jnp.clip(jnp.where(sure, bound, 8 * math.sqrt(eps) * sigma[:, 0]) - sigma[:, 1], 0.0),
     )
     return triplets, bound
 
