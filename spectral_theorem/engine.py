@@ -431,9 +431,33 @@ def certified(propagators: Any, sigma: Any, u: Any, v: Any, *, residual: Any, co
     ----------
     docs/theory/rigour.md#certified-krylov-triplets. S. Rump, Verification of positive definiteness, BIT 46 (2006).
     """
-    width = propagators.shape[2]
-    kept = u.shape[2]
-    eps = float(jnp.finfo(propagators.dtype).eps)
+    width, kept = u.shape[1:]
+    eps = float(jnp.finfo(u.dtype).eps)
+    # by a power of two, so that no square over- or underflows
+    first = jnp.where(jnp.isfinite(sigma[:, 0]) & (sigma[:, 0] > 0), sigma[:, 0], 1.0)
+    unit = jnp.ldexp(jnp.ones_like(first), jnp.frexp(first)[1])
+    bound = unit * _proven_norm(propagators / unit[:, None, None], sigma / unit[:, None], u, v)
+    gram_u, gram_v = (jnp.einsum("lik,lij->lkj", x, x, precision="highest") for x in (u, v))
+    defect = sum(jnp.sqrt(jnp.sum((g - jnp.eye(kept, dtype=g.dtype)) ** 2, axis=(1, 2))) for g in (gram_u, gram_v))
+    residual = residual + sigma[:, 0] * (defect + 4 * math.sqrt(width) * eps)
+    sure = jnp.isfinite(bound) & jnp.isfinite(residual) & converged
+    triplets = assemble(
+        sigma,
+        sigma,
+        u,
+        v,
+        residual=jnp.where(converged, residual, jnp.inf),
+        certified=sure,
+        # without proof: values whose squares are rounding beside the first one's may hide a larger one of their kind
+        excess=jnp.clip(jnp.where(sure, bound, 8 * math.sqrt(eps) * sigma[:, 0]) - sigma[:, 1], 0.0),
+    )
+    return triplets, bound
+
+
+def _proven_norm(propagators: Any, sigma: Any, u: Any, v: Any) -> Any:
+    """Return (L,) upper bounds of the norm of E, inf where Cholesky proves none; sigma_1 of about unit size."""
+    width, kept = u.shape[1:]
+    eps = float(jnp.finfo(u.dtype).eps)
     rest = propagators - jnp.einsum("lik,lk,ljk->lij", u, sigma[:, :kept], v, precision="highest")
     gram = jnp.einsum("lij,lik->ljk", rest, rest, precision="highest")
     size = jnp.trace(gram, axis1=1, axis2=2)
@@ -447,23 +471,7 @@ def certified(propagators: Any, sigma: Any, u: Any, v: Any, *, residual: Any, co
     room = gamma * (size + width * level**2) / (1 - gamma)
     eye = jnp.eye(width, dtype=propagators.dtype)
     factor = jnp.linalg.cholesky((level**2)[:, None, None] * eye - gram - room[:, None, None] * eye)
-    proven = jnp.isfinite(factor).all(axis=(1, 2)) & jnp.isfinite(residual)
-    bound = jnp.where(proven, level + slip, jnp.inf)
-    gram_u, gram_v = (jnp.einsum("lik,lij->lkj", x, x, precision="highest") for x in (u, v))
-    defect = sum(jnp.sqrt(jnp.sum((g - jnp.eye(kept, dtype=g.dtype)) ** 2, axis=(1, 2))) for g in (gram_u, gram_v))
-    residual = residual + sigma[:, 0] * (defect + 4 * math.sqrt(width) * eps)
-    sure = proven & converged
-    triplets = assemble(
-        sigma,
-        sigma,
-        u,
-        v,
-        residual=jnp.where(converged, residual, jnp.inf),
-        certified=sure,
-        # without proof: values whose squares are rounding beside the first one's may hide a larger one of their kind
-        excess=jnp.clip(jnp.where(sure, bound, 8 * math.sqrt(eps) * sigma[:, 0]) - sigma[:, 1], 0.0),
-    )
-    return triplets, bound
+    return jnp.where(jnp.isfinite(factor).all(axis=(1, 2)), level + slip, jnp.inf)
 
 
 def _unit_products(transposed: Any, sigma: Any) -> Any:
