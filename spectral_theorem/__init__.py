@@ -41,11 +41,13 @@ _HOME = {
     "lyapunov_exponents": "regimes",
     "verify": "verification",
     "verify_many": "verification",
+    "frobenius_norm": "trace",
+    "compare_scopes": "scopes",
 }
-_MODULES = ("audio", "datasets", "ensembles", "scoring", "stress", "testing", "whisper")
+_MODULES = ("audio", "coupling", "datasets", "ensembles", "scoring", "stress", "testing", "whisper")
 
 if TYPE_CHECKING:
-    from . import audio, datasets, ensembles, scoring, stress, testing, whisper
+    from . import audio, coupling, datasets, ensembles, scoring, stress, testing, whisper
     from .bounds import residual_bounds
     from .coherence import coherence_direction
     from .conditions import check_conditions
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
     from .path import context_jacobian, dominant_path
     from .profile import depth_profile
     from .regimes import classify, lyapunov_exponents, phase
+    from .scopes import compare_scopes
+    from .trace import frobenius_norm
     from .triplets import decompose
     from .types import (
         Claim,

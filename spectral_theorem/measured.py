@@ -25,8 +25,10 @@ from .stepwise import GROUP, measure_steps
 from .storage import json_ready, write_atomically
 from .types import InputError, refuse
 from .whisper import WhisperModel, load
+from .whisper.contexts import Context, read_basis
 
 KEPT_BYTES = 64e6  # a larger chain is not kept beside the record; measuring again gives it back
+PROJECTED = "The context is projected ({}): gamma and the norms of injections belong to these directions."
 FINISHED = "clips"  # folder of what a stopped run has finished
 
 
@@ -39,6 +41,9 @@ def run(
     steps: str | None = None,
     granularity: Granularity = "block",
     tolerance: float | None = None,
+    context: Context = "encoder",
+    directions: int | None = None,
+    basis: Path | None = None,
     group: int = GROUP,
     dtype: str = "float64",
     out: Path | None = None,
@@ -52,7 +57,8 @@ def run(
     audio : recordings, each one clip; with `concat`, joined into one clip with 0.1 s between them.
     step : one token, measured by the dense route.
     steps : several tokens, "all" or a list, measured by the engine; takes the place of `step`.
-    granularity, tolerance, group : as in `measure_steps`.
+    granularity, tolerance, context, group : as in `measure_steps`.
+    directions, basis : its `basis`, as a number of random directions or a file of given ones.
     dtype : "float64" or "float32", of model and chain.
     out : run folder to write. One that holds a run of the same command, stopped, is gone on with.
     require : "conditions" makes the exit code 1 unless all conditions hold.
@@ -68,7 +74,20 @@ def run(
         Unusable model or folder, or no clip that can be used.
     """
     config = {"model": model, "audio": list(audio), "concat": concat, "granularity": granularity, "dtype": dtype}
-    config |= {"step": step} if steps is None else {"steps": steps, "tolerance": tolerance, "group": group}
+    if steps is None:
+        config |= {"step": step}
+        if (context, directions, basis, tolerance) != ("encoder", None, None, None):
+            refuse(
+                "--context, --directions, --basis or --tolerance without --steps", "--steps with them", "--steps all"
+            )
+    else:
+        config |= {"steps": steps, "tolerance": tolerance, "group": group, "context": context, "basis": directions}
+        config |= {"basis_file": None if basis is None else hashlib.blake2b(basis.read_bytes()).hexdigest()}
+    if directions is not None and basis is not None:
+        refuse("both --directions and --basis", "one of them", f"--basis {basis}")
+    chosen = directions if basis is None else read_basis(basis)
+    whole = context == "encoder" and chosen is None
+    entering = "encoder_output" if whole else f"{context}, {'random directions' if basis is None else basis.name}"
     with working(f"loading {model}"):
         network = load(model, dtype=jnp.dtype(dtype))
     digest = model_digest(network)
@@ -92,10 +111,20 @@ def run(
                     some = _one(network, samples, name, step, granularity, folder)
                 else:
                     found = measure_steps(
-                        network, samples, steps=steps, granularity=granularity, tolerance=tolerance, group=group
+                        network,
+                        samples,
+                        steps=steps,
+                        granularity=granularity,
+                        tolerance=tolerance,
+                        context=context,
+                        basis=chosen,
+                        group=group,
                     )
-                    some = {f"{name}, step {s}": chain | _about(name, chain) for s, chain in found.to_dicts().items()}
-                _keep(folder, count, key, some, name=name, granularity=granularity, dtype=dtype)
+                    note = SCOPE if whole else f"{SCOPE} {PROJECTED.format(entering)}"
+                    about = {"clip": name, "note": note, "chance_kappa": chance_alignment(network.dims.width)}
+                    some = {f"{name}, step {s}": chain | about for s, chain in found.to_dicts().items()}
+                labels = {"clip": name, "granularity": granularity, "context": entering, "dtype": dtype}
+                _keep(folder, count, key, some, labels)
         except InputError as problem:
             failed[name] = str(problem)
             continue
@@ -148,13 +177,12 @@ def _finished(folder: RunFolder | None, count: int, key: str) -> dict[str, Any] 
     return kept["chains"] if isinstance(kept, dict) and kept.get("samples") == key else None
 
 
-def _keep(folder: RunFolder | None, count: int, key: str, chains: dict[str, Any], **labels: Any) -> None:
+def _keep(folder: RunFolder | None, count: int, key: str, chains: dict[str, Any], labels: dict[str, str]) -> None:
     """Write a finished clip: its rows, then the file that says that it is finished."""
     if folder is None:
         return
     folder.begin()
-    about = {"clip": labels["name"], "component": "decoder", "granularity": labels["granularity"], "scope": "token"}
-    about |= {"context": "encoder_output", "dtype": labels["dtype"]}
+    about = {"component": "decoder", "scope": "token", **labels}
     rows = [row for c in chains.values() for row in verification_rows(c, **about, step=c["step"])]
     folder.write_table(rows, part=f"{count:04d}")
     (folder.path / FINISHED).mkdir(exist_ok=True)
@@ -178,10 +206,6 @@ def _one(
         file = folder.path / f"{name.replace('/', '_')}.npz"
         save_chain(file, found.chain, {"thresholds": chain["thresholds"]})
     return {name: chain}
-
-
-def _about(name: str, chain: dict[str, Any]) -> dict[str, Any]:
-    return {"clip": name, "note": SCOPE, "chance_kappa": chance_alignment(chain["width"])}
 
 
 def _clips(audio: Sequence[Path], concat: bool) -> dict[str, Sequence[Path]]:

@@ -11,10 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from .audio import load_audio
 from .engine import BUCKET, Granularity, Sweep, chain_layers, sweep_tokens
 from .summary import to_plain
 from .types import Thresholds, refuse
 from .whisper import Dims, Transcription, WhisperModel, encode_audio, greedy, token_factors, transcriptions
+from .whisper.contexts import DIRECTIONS, Context, context_directions
 
 GROUP = 16  # tokens at once: enough for matrix products, few enough for the caches of a processor
 
@@ -30,7 +32,7 @@ class ClipMeasurement:
     granularity : as asked for.
     names : what each layer is.
     sweep : what was found, NumPy arrays with a leading axis for the steps.
-    context_size : numbers in the context, all of which enter: frames * D.
+    context_size : numbers in the context that enter: frames * D, or the directions chosen.
     """
 
     transcription: Transcription
@@ -60,7 +62,6 @@ class ClipMeasurement:
                 "position": t.position(step),
                 "names": list(self.names),
                 "context_size": self.context_size,
-                "width": int(self.sweep.verification.triplets.u.shape[-1]),
             }
         return found
 
@@ -84,6 +85,8 @@ def measure_steps(
     granularity: Granularity = "block",
     thresholds: Thresholds | None = None,
     tolerance: float | None = None,
+    context: Context = "encoder",
+    basis: Any = None,
     group: int = GROUP,
     memory: float | None = None,
 ) -> ClipMeasurement:
@@ -96,6 +99,8 @@ def measure_steps(
     steps : "all", a list such as "0,2,5-7", or numbers; generated tokens from 0, end-of-text included.
     granularity : "block" or "sub-block".
     thresholds, tolerance : as in `sweep_tokens`.
+    context, basis : what counts as the context, as in `context_directions`. Default the whole encoder output; a
+        spectrogram or waveform, or any `basis`, enters through so many directions.
     group : tokens at once.
     memory : bytes that may be used beside the model; default what the machine has free.
 
@@ -129,21 +134,27 @@ def measure_steps(
     """
     if np.dtype(model.dtype).itemsize < 4:
         refuse(f"a model in {np.dtype(model.dtype)}", "float32 or float64, in which the theory is checked", "float32")
-    context, seconds = encode_audio(model, audio)
-    transcription = transcriptions(model, greedy(model, context[None]), [seconds])[0]
+    encoded, seconds = encode_audio(model, audio)
+    transcription = transcriptions(model, greedy(model, encoded[None]), [seconds])[0]
     wanted = chosen_steps(steps, transcription.steps)
     group = _affordable(model.dims, np.dtype(model.dtype).itemsize, granularity, group, memory)
+    directions = None
+    if context != "encoder" or basis is not None:
+        samples = load_audio(audio)[0] if isinstance(audio, str | os.PathLike) else np.asarray(audio)
+        directions = context_directions(model, samples, context, DIRECTIONS if basis is None else basis)
     found, start = [], None
     for first in range(0, len(wanted), group):
         some = wanted[first : first + group]
         positions = [transcription.position(step) for step in some]
         # few shapes are compiled: the last token stands in for what is missing to a multiple
         more = -len(some) % BUCKET
-        factors = token_factors(model, context, transcription.sequence, positions + positions[-1:] * more)
+        factors = token_factors(model, encoded, transcription.sequence, positions + positions[-1:] * more)
         bad = [i + 1 for i, f in enumerate(factors) if not bool(np.isfinite(np.asarray(f.state)).all())]
         if bad:
             refuse(f"non-finite activations after block {bad[0]}", "finite numbers", "a checkpoint without NaN")
-        one = sweep_tokens(factors, granularity, thresholds, tolerance=tolerance, start=start, count=len(some))
+        one = sweep_tokens(
+            factors, granularity, thresholds, tolerance=tolerance, start=start, count=len(some), directions=directions
+        )
         start = one.verification.triplets.v[-1]
         found.append(jax.device_get(one))
     layers = chain_layers(model.dims.decoder_layers, granularity)
@@ -153,7 +164,7 @@ def measure_steps(
         granularity=granularity,
         names=tuple(f"block {x.block + 1}" + ("" if x.part == "block" else f" {x.part}") for x in layers),
         sweep=jax.tree.map(lambda *leaves: np.concatenate(leaves), *found),
-        context_size=model.dims.frames * model.dims.width,
+        context_size=model.dims.frames * model.dims.width if directions is None else directions.shape[0],
     )
 
 

@@ -113,6 +113,14 @@ class Measure:
     """One layer per decoder block, or one per attention and MLP part."""
     tolerance: Number = None
     """With --steps: residual of the triplets to reach, relative to sigma1 (library: 64 eps)."""
+    context: Literal["encoder", "mel", "waveform"] = "encoder"
+    """With --steps: the encoder output whole, or directions of the spectrogram or of the waveform."""
+    directions: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint="(default: all of encoder, 16 of others)")
+    ] = None
+    """With --steps: so many random directions stand for the context."""
+    basis: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: random directions)")] = None
+    """With --steps: directions of your own, (r, *shape of the context) in a .npy."""
     group: int = 16
     """With --steps: tokens at once."""
     dtype: Dtype = "float64"
@@ -203,6 +211,28 @@ class Train:
     """Print one JSON object instead of text."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Time the engine beside other ways to the same numbers; ratios and peak memory, with the load of the machine."""
+
+    widths: Annotated[str | None, arg(metavar="INT,INT,...", help_behavior_hint="(default: 384,768,1280)")] = None
+    """State sizes D of the random decoders."""
+    repeats: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 7)")] = None
+    """How often each way is timed."""
+    quick: bool = False
+    """Small sizes, in under a minute: the machinery, not the engine."""
+    model: str = "carried"
+    """Model of the whole clip: a folder, or "carried" for the one that the package brings."""
+    audio: Annotated[Path | None, arg(metavar="AUDIO", help_behavior_hint="(default: one that is carried)")] = None
+    """Recording of the whole clip."""
+    only: Annotated[str, arg(metavar="NAME,NAME,...", help_behavior_hint="(default: all)")] = ""
+    """Questions to take: dense, triplets, injection, sequence, clip, scaling, gpu."""
+    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: nothing is written)")] = None
+    """Folder for engine.json, which is written after every row."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+
 Verb = (
     Annotated[Verify, subcommand("verify", prefix_name=False)]
     | Annotated[Demo, subcommand("demo", prefix_name=False)]
@@ -210,6 +240,7 @@ Verb = (
     | Annotated[Stress, subcommand("stress", prefix_name=False)]
     | Annotated[Transcribe, subcommand("transcribe", prefix_name=False)]
     | Annotated[Train, subcommand("train", prefix_name=False)]
+    | Annotated[Bench, subcommand("bench", prefix_name=False)]
     | Annotated[Models, subcommand("models", prefix_name=False)]
 )
 
@@ -220,5 +251,6 @@ RUNS = {
     Transcribe: ("transcription", "transcribe"),
     Stress: ("stressed", "run"),
     Train: ("train", "run"),
+    Bench: ("bench", "run"),
     Models: ("models", "run"),
 }

@@ -23,6 +23,8 @@ from .parallel import clip_mesh
 from .passes import DecoderPass, EncoderPass, Record, decoder_pass, encoder_pass
 from .saving import save
 from .sensitivity import TokenFactors, token_factors
+from .sequence import SequenceLayers, sequence_layers
+from .tangents import SequenceMaps, sequence_maps
 from .tokenizer import Tokenizer
 from .transcript import Segment, Transcript, Transcription, transcriptions
 from .windows import encode_audio, transcribe, transcribe_many
@@ -40,6 +42,8 @@ __all__ = [
     "Published",
     "Record",
     "Segment",
+    "SequenceLayers",
+    "SequenceMaps",
     "TokenFactors",
     "TokenLayers",
     "Tokenizer",
@@ -62,6 +66,8 @@ __all__ = [
     "load",
     "random_model",
     "save",
+    "sequence_layers",
+    "sequence_maps",
     "token_factors",
     "token_jacobians",
     "token_layers",
