@@ -89,7 +89,7 @@ def reading_spaces(pull: Callable[[int, Any], Any], triplets: Triplets) -> Readi
     >>> [q.shape for q in found.bases], [w.shape for w in found.maps]
     ([(20, 5), (20, 4), (20, 2)], [(4, 5), (2, 4)])
     """
-    depth, size = triplets.u.shape
+    depth = triplets.u.shape[0]
     left, right = jnp.asarray(triplets.U), jnp.asarray(triplets.V)
     above = _basis(left[-1])
     carried = jnp.zeros((above.shape[1], 0), left.dtype)  # coordinates of what goes on through the next layer

@@ -76,7 +76,7 @@ def log_gains(triplets: Triplets) -> Any:
 
 
 class _Deviation:
-    r"""Hold :math:`R_\Sigma = \sum_k(W_L\cdots W_{k+1}-A_{L,k}u_Lv_{k+1}^\top)G_k` as two maps, in units of exp(peak)."""
+    r"""Hold :math:`R_\Sigma = \sum_k(W_L\cdots W_{k+1}-A_{L,k}u_Lv_{k+1}^\top)G_k` as maps, in units of exp(peak)."""
 
     def __init__(self, products: Products, triplets: Triplets, path: DominantPath) -> None:
         self.products, self.triplets = products, triplets
@@ -205,7 +205,7 @@ def residual_norm(
         )
         value, lower, upper = found.norm, found.lower, found.upper
     square = lambda y: whole.ahead(whole.back(y))
-    theta, off, sure = leading_value(square, width=products.width, dtype=products.dtype, key=key)
+    theta, _, sure = leading_value(square, width=products.width, dtype=products.dtype, key=key)
     lower, upper = jnp.clip(lower - rounding, 0.0), upper + rounding
     log = lambda x: log_of(jnp.asarray(x, products.dtype)) + whole.peak
     return ResidualNorm(
