@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 
 from .lanczos import Leading, SingularTriplets, leading_eigenpairs, singular_triplets
@@ -20,15 +21,15 @@ from .path import dominant_path
 from .scaled import log_of, norm
 from .shortened import reading_vectors, shortened
 from .triplets import assemble
-from .types import LayerChain, Thresholds, Triplets, container, tolerance
+from .types import LayerChain, Thresholds, Triplets, container, refuse, tolerance
 from .verification import Verification, judge
 from .whisper.rows import (
     context_basis,
     coordinates,
     injection_core,
     injection_gramian,
-    pull_row,
     push_context,
+    row_of_heads,
     value_gram,
 )
 from .whisper.sensitivity import (
@@ -44,7 +45,7 @@ from .whisper.sensitivity import (
 
 Granularity = Literal["block", "sub-block"]
 BUCKET = 4  # tokens are padded to a multiple, so that few shapes are compiled
-_PRODUCT_BASIS = 48
+_SHORT_BASIS = 72  # few enough for Lanczos to be traceable
 _PROBES = 4
 
 
@@ -150,48 +151,35 @@ def sweep_tokens(
     ((3, 2, 2), True)
     """
     layers = chain_layers(len(factors), granularity)
-    tokens, width = factors[0].state.shape
+    tokens = factors[0].state.shape[0]
     judged = count or tokens
-    triplets, injections = [], []
-    for index, layer in enumerate(layers):
-        f = factors[layer.block]
-        guess = None if start is None else jnp.broadcast_to(start[index], (tokens, 1, width))
-        triplets.append(layer_triplets(f, layer.part, tolerance=tolerance, start=guess))
-        whole = layer.injects and directions is None
-        injections.append(injection_triplets(f, layer.part) if whole else None)
+    dtype = factors[0].state.dtype
+    limit = _checked_tolerance(tolerance, dtype)
     split = [shared_and_own(f) for f in factors]
     shared, own = [one for one, _ in split], [one for _, one in split]
-    values = _value_grams(shared, layers)
-    found = []
-    for t in range(judged):
-        at = lambda tree, t=t: jax.tree.map(lambda leaf: leaf[t], tree)
-        found.append(
-            _one_token(
-                shared,
-                at(own),
-                at(triplets),
-                values,
-                directions,
-                layers,
-                Thresholds() if thresholds is None else thresholds,
-            )
-        )
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
-    if directions is not None:
-        return Sweep(basis=jnp.stack([t.size for t in triplets], axis=1)[:judged], **stacked)
-    nothing = jnp.full((tokens,), jnp.nan, factors[0].state.dtype)
-    column = lambda pick, absent: jnp.stack([absent if g is None else pick(g) for g in injections], axis=1)
-    sigma = column(lambda g: jnp.sqrt(g.value[:, :2]), jnp.stack([nothing, nothing], 1))
-    tiny = jnp.finfo(sigma.dtype).tiny
-    # G^T u = sigma v holds by definition of v; the other half of the residual is that of the square over sigma
-    off = column(lambda g: (g.residual / jnp.sqrt(jnp.maximum(g.value[:, :2], tiny))).max(1), nothing)
-    return Sweep(
-        injection_sigma=sigma[:judged],
-        injection_u=column(lambda g: g.vector[:, 0], jnp.full((tokens, width), jnp.nan, sigma.dtype))[:judged],
-        injection_residual=off[:judged],
-        basis=jnp.stack([t.size for t in triplets], axis=1)[:judged],
-        **stacked,
+    values = _value_grams(shared, layers) if directions is None else None
+    limits = Thresholds() if thresholds is None else thresholds
+    at = lambda tree, t: jax.tree.map(lambda leaf: leaf[t], tree)
+    probes = _probes(factors, layers) if directions is None else None
+    judge_one = lambda t, triplets: _one_token(
+        shared, at(own, t), triplets, limit, start, at(probes, t), values, directions, layers, limits
     )
+    found = [judge_one(t, None) for t in range(judged)]
+    slow = [t for t, one in enumerate(found) if not bool(one["converged"].all())]
+    if slow:  # spectra so flat that the short basis was not enough: once more, as far as it takes
+        longer = [layer_triplets(factors[layer.block], layer.part, tolerance=tolerance) for layer in layers]
+        for t in slow:
+            found[t] = judge_one(t, jax.tree.map(lambda *leaves, t=t: jnp.stack(leaves)[:, t], *longer))
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+    del stacked["converged"]
+    return Sweep(**stacked)
+
+
+def _checked_tolerance(tolerance: float | None, dtype: Any) -> float:
+    eps = float(jnp.finfo(dtype).eps)
+    if tolerance is not None and not tolerance >= 16 * eps:
+        refuse(f"tolerance={tolerance}", f"at least {16 * eps:.1e}, rounding in {dtype}", f"tolerance={64 * eps:.1e}")
+    return 64 * eps if tolerance is None else tolerance
 
 
 def layer_triplets(
@@ -280,12 +268,15 @@ def _value_grams(shared: list[TokenFactors], layers: tuple[Layer, ...]) -> list[
     return [[value_gram(a, b) for b in used[i:]] for i, a in enumerate(used)]
 
 
-@functools.partial(jax.jit, static_argnames=("layers", "thresholds"))
+@functools.partial(jax.jit, static_argnames=("limit", "layers", "thresholds"))
 def _one_token(
     shared: list[TokenFactors],
     own: list[TokenFactors],
-    found: list[SingularTriplets],
-    values: list[list[Any]],
+    found: SingularTriplets | None,
+    limit: float,
+    start: Any,
+    probes: Any,
+    values: list[list[Any]] | None,
     directions: Any,
     layers: tuple[Layer, ...],
     thresholds: Thresholds,
@@ -294,27 +285,27 @@ def _one_token(
     factors = [at_token(a, b) for a, b in zip(shared, own, strict=True)]
     transposed, outer = _dense(factors, layers)
     propagators = jnp.swapaxes(transposed, 1, 2)
-    depth = len(layers)
-    stack = lambda name: jnp.stack([getattr(one, name) for one in found])
+    depth, width = propagators.shape[:2]
+    found = _leading(transposed, limit, start) if found is None else found
     triplets, certificate = certified(
-        propagators,
-        stack("sigma"),
-        stack("U"),
-        stack("V"),
-        residual=stack("residual"),
-        converged=stack("converged"),
+        propagators, found.sigma, found.U, found.V, residual=found.residual, converged=found.converged
     )
+    about = {"basis": found.size, "converged": found.converged, "certificate": certificate}
     if directions is not None:
-        return _projected(factors, layers, propagators, triplets, directions, thresholds, certificate)
+        return about | _projected(factors, layers, propagators, triplets, directions, thresholds)
     cores = [[injection_core(*pair) for pair in row] for row in _pairs(factors, layers, values)]
     places = [i for i, layer in enumerate(layers) if layer.injects]
+    squares = jnp.stack([_matmul(b.T, _matmul(row[0], b)) for row, b in zip(cores, outer, strict=True)])
+    injections = _injections(squares, limit)
     norms = jnp.zeros((depth,), propagators.dtype)
-    for place, row, b in zip(places, cores, outer, strict=True):
-        norms = norms.at[place].set(jnp.sqrt(jnp.clip(jnp.sum(_matmul(b, b.T) * row[0]), 0.0)))
-    left = reading_vectors(propagators, triplets) if depth > 1 else jnp.zeros((0, 1, propagators.shape[1]))
-    chain = shortened(propagators, left, _rows(factors, layers, left), norms) if depth > 1 else None
-    if chain is None:
-        chain = LayerChain(propagators, jnp.zeros_like(propagators[:, :, :1]).at[0, 0, 0].set(norms[0]))
+    norms = norms.at[np.asarray(places)].set(jnp.sqrt(jnp.clip(jnp.trace(squares, axis1=1, axis2=2), 0.0)))
+    if depth > 1:
+        left = reading_vectors(propagators, triplets)
+        m = left.shape[1] - (left.shape[1] < width)
+        read = _reader(factors, layers, outer)
+        chain = shortened(propagators, left, _rows(layers, read, left[:, :m]), norms)
+    else:
+        read, chain = None, LayerChain(propagators, jnp.zeros_like(propagators[:, :, :1]).at[0, 0, 0].set(norms[0]))
     path = dominant_path(chain, triplets)
     log_gains = jnp.flip(jnp.cumsum(jnp.flip(log_of(triplets.sigma[:, 0]))))
     products = _unit_products(transposed, triplets.sigma[:, 0])
@@ -326,7 +317,7 @@ def _one_token(
         residual=nan,
         residual_unit=nan,
         log_residual_norm=residual["log_norm"],
-        log_identity_error=_identity_error(factors, layers, path, products, triplets, log_gains),
+        log_identity_error=_identity_error(layers, read, probes, path, products, triplets, log_gains),
     )
     verification = judge(
         chain,
@@ -337,13 +328,60 @@ def _one_token(
         lyapunov=log_norms[:1] / depth,
         allowance=residual["relative_error"],
     )
-    return {
+    at = lambda x: jnp.full((depth, *x.shape[1:]), jnp.nan, x.dtype).at[np.asarray(places)].set(x)
+    return about | {
         "verification": verification,
+        "injection_sigma": at(injections["sigma"]),
+        "injection_u": at(injections["u"]),
+        "injection_residual": at(injections["residual"]),
         "injection_norm": norms,
         "log_residual_spectral": residual["log_spectral"],
         "log_residual_error": residual["log_error"],
-        "certificate": certificate,
     }
+
+
+def _leading(transposed: Any, limit: Any, start: Any) -> SingularTriplets:
+    """Return the leading triplets of L dense propagators; what a short basis does not reach is flagged."""
+    depth, width = transposed.shape[:2]
+    return singular_triplets(
+        Partial(_times, transposed),
+        Partial(_times, jnp.swapaxes(transposed, 1, 2)),
+        count=depth,
+        width=width,
+        dtype=transposed.dtype,
+        key=jax.random.key(0),
+        top=min(2, width),
+        tolerance=limit,
+        most=_SHORT_BASIS,
+        start=None if start is None else start[:, None],
+        block=3,
+    )
+
+
+def _times(matrices: Any, x: Any) -> Any:
+    return jnp.einsum("lbi,lij->lbj", x, matrices, precision="highest")
+
+
+def _injections(squares: Any, limit: Any) -> dict[str, Any]:
+    """Return the leading two singular values and the leading left vector of injections from G G^T."""
+    width = squares.shape[1]
+    found = leading_eigenpairs(
+        Partial(_times, squares),
+        count=squares.shape[0],
+        width=width,
+        dtype=squares.dtype,
+        key=jax.random.key(1),
+        top=min(2, width),
+        tolerance=limit,
+        most=_SHORT_BASIS,
+        block=3,
+    )
+    sigma = jnp.sqrt(found.value[:, :2])
+    tiny = jnp.finfo(sigma.dtype).tiny
+    # G^T u = sigma v holds by definition of v; the other half of the residual is that of the square over sigma
+    residual = (found.residual / jnp.maximum(sigma[:, : found.residual.shape[1]], tiny)).max(axis=1)
+    residual = jnp.where(found.converged, residual, jnp.inf)
+    return {"sigma": sigma, "u": found.vector[:, 0], "residual": residual}
 
 
 def _projected(
@@ -353,7 +391,6 @@ def _projected(
     triplets: Triplets,
     directions: Any,
     thresholds: Thresholds,
-    certificate: Any,
 ) -> dict[str, Any]:
     """Judge one token on a few directions of the context, whose injections are small enough to write down."""
     nothing = jnp.zeros((propagators.shape[1], directions.shape[0]), propagators.dtype)
@@ -380,7 +417,6 @@ def _projected(
         + path.log_residual_norm
         - log_of(norm(path.residual_unit)),
         "log_residual_error": path.log_scale + log_of(jnp.asarray(tolerance(chain), propagators.dtype)),
-        "certificate": certificate,
     }
 
 
@@ -406,24 +442,22 @@ def _dense(factors: list[TokenFactors], layers: tuple[Layer, ...]) -> tuple[Any,
     return jnp.stack(transposed), outer
 
 
-def _pairs(factors: list[TokenFactors], layers: tuple[Layer, ...], values: list[list[Any]]) -> list[list[Any]]:
+def _pairs(factors: list[TokenFactors], layers: tuple[Layer, ...], values: Any) -> list[list[Any]]:
     used = [factors[layer.block] for layer in layers if layer.injects]
     return [[(a, b, v) for b, v in zip(used[i:], values[i], strict=True)] for i, a in enumerate(used)]
 
 
-def _rows(factors: list[TokenFactors], layers: tuple[Layer, ...], left: Any) -> Any:
+def _rows(layers: tuple[Layer, ...], read: Any, left: Any) -> Any:
     """Return the rows y^T G_k for the reading vectors of all injections but the last layer's, (L-1, m, C)."""
-    n, width = len(layers) - 1, left.shape[2]
-    m = left.shape[1] - (left.shape[1] < width)
-    read = _reader(factors, layers)
+    n, m = left.shape[:2]
     if read is None:
         return jnp.zeros((n, m, 1), left.dtype)
-    rows = [read(k, left[k, :m]) if layer.injects else None for k, layer in enumerate(layers[:-1])]
+    rows = [read(k, left[k]) if layer.injects else None for k, layer in enumerate(layers[:-1])]
     nothing = jnp.zeros_like(next(row for row in rows if row is not None))
     return jnp.stack([nothing if row is None else row for row in rows])
 
 
-def _reader(factors: list[TokenFactors], layers: tuple[Layer, ...]) -> Any:
+def _reader(factors: list[TokenFactors], layers: tuple[Layer, ...], outer: list[Any]) -> Any:
     """Return the function (k, y (b, D)) -> y^T G_k in short coordinates (b, C), or None without injections."""
     used = [layer.block for layer in layers[:-1] if layer.injects]
     if not used:
@@ -431,42 +465,65 @@ def _reader(factors: list[TokenFactors], layers: tuple[Layer, ...]) -> Any:
     basis = context_basis([factors[i] for i in used])
 
     def read(k: int, y: Any) -> Any:
-        block, part = layers[k]
-        return coordinates(basis, used.index(block), pull_row(factors[block], y[None], part))[0]
+        at = used.index(layers[k].block)
+        return coordinates(basis, at, row_of_heads(factors[layers[k].block], _matmul(y, outer[at].T)[None]))[0]
 
     return read
 
 
+@functools.partial(jax.jit, static_argnames="layers")
+def _probes(factors: list[TokenFactors], layers: tuple[Layer, ...]) -> tuple[Any, Any]:
+    r"""Return :math:`W_{k+1}^\top\cdots W_L^\top y` for k = 1..L-1 and random unit y, through the blocks' factors.
+
+    Returns
+    -------
+    (T, L-1, probes, D) and (T, L-1)
+        Arrays of at most unit size, and logarithms of their scale.
+    """
+    tokens = factors[0].state.shape[0]
+    along = jnp.broadcast_to(_directions(factors[0].state), (tokens, _PROBES, factors[0].width))
+    log, found, logs = jnp.zeros((tokens,), along.dtype), [], []
+    for layer in reversed(layers[1:]):
+        along = pull(factors[layer.block], along, layer.part)
+        size = jnp.abs(along).max(axis=(1, 2))
+        along = along / jnp.where(size > 0, size, 1.0)[:, None, None]
+        log = log + log_of(size)
+        found.append(along)
+        logs.append(log)
+    if not found:
+        return jnp.zeros((tokens, 0)), jnp.zeros((tokens, 0))
+    return jnp.stack(found[::-1], axis=1), jnp.stack(logs[::-1], axis=1)
+
+
+def _directions(like: Any) -> Any:
+    y = jax.random.normal(jax.random.key(4), (_PROBES, like.shape[-1]), like.dtype)
+    return y / jnp.linalg.norm(y, axis=1, keepdims=True)
+
+
 def _identity_error(
-    factors: list[TokenFactors], layers: tuple[Layer, ...], path: Any, products: Any, t: Triplets, log_gains: Any
+    layers: tuple[Layer, ...], read: Any, probes: Any, path: Any, products: Any, t: Triplets, log_gains: Any
 ) -> Any:
     r"""Estimate how far two routes to R_Sigma are apart: log of the Frobenius norm of their difference, by probes.
 
-    One goes back through the factors of each block and subtracts the dominant path, the other through dense products
-    of propagators. For uniform unit y, D times the mean of :math:`\|y^\top\Delta\|^2` is :math:`\|\Delta\|_F^2`.
+    One went back through the factors of each block and subtracts the dominant path, the other takes dense products of
+    propagators. For uniform unit y, D times the mean of :math:`\|y^\top\Delta\|^2` is :math:`\|\Delta\|_F^2`.
     """
-    read, depth, width = _reader(factors, layers), len(layers), products.shape[1]
     if read is None:
         return jnp.asarray(-jnp.inf, products.dtype)
-    y = jax.random.normal(jax.random.key(4), (_PROBES, width), products.dtype)
-    y = y / jnp.linalg.norm(y, axis=1, keepdims=True)
+    along, log_along = probes
+    y = _directions(products)
     peak = jnp.max(log_gains[1:])
-    along, difference, dominant = y, jnp.asarray(0.0, y.dtype), jnp.asarray(0.0, y.dtype)
-    for k in range(depth - 2, -1, -1):
-        layer = layers[k + 1]
-        gain = jnp.exp(log_gains[k + 1] - peak)
-        # each layer's own gain is taken out on the way, so that nothing overflows
-        along = pull(factors[layer.block], along[None], layer.part)[0] / jnp.where(
-            t.sigma[k + 1, 0] > 0, t.sigma[k + 1, 0], 1
-        )
-        if not layers[k].injects:
+    difference, dominant = jnp.asarray(0.0, y.dtype), jnp.asarray(0.0, y.dtype)
+    for k, layer in enumerate(layers[:-1]):
+        if not layer.injects:
             continue
-        share = path.sign[k] * jnp.exp(path.log_amplitude[k] - log_gains[k + 1])
-        dense = _matmul(y, products[k + 1].T) - share * jnp.outer(y @ t.u[-1], t.v[k + 1])
-        difference = difference + gain * read(k, along - dense)
-        dominant = dominant + gain * share * read(k, t.v[k + 1, None])[0]
+        gain = jnp.exp(log_gains[k + 1] - peak)
+        share = path.sign[k] * jnp.exp(path.log_amplitude[k] - peak)
+        dense = gain * _matmul(y, products[k + 1].T) - share * jnp.outer(y @ t.u[-1], t.v[k + 1])
+        difference = difference + read(k, jnp.exp(log_along[k] - peak) * along[k] - dense)
+        dominant = dominant + share * read(k, t.v[k + 1, None])[0]
     difference = difference - jnp.outer(y @ t.u[-1], dominant)
-    return 0.5 * log_of(width * jnp.mean(jnp.sum(difference**2, axis=1))) + peak
+    return 0.5 * log_of(y.shape[1] * jnp.mean(jnp.sum(difference**2, axis=1))) + peak
 
 
 def certified(propagators: Any, sigma: Any, u: Any, v: Any, *, residual: Any, converged: Any) -> tuple[Triplets, Any]:
@@ -542,24 +599,23 @@ def _unit_products(transposed: Any, sigma: Any) -> Any:
 
 def _log_norms(products: Any) -> Any:
     """Return log norms of (L, D, D) from leading eigenvalues and their residuals; NaN where not converged."""
-    apply = Partial(_squared, products)
     found = leading_eigenpairs(
-        apply,
+        Partial(_squared, products),
         count=products.shape[0],
         width=products.shape[1],
         dtype=products.dtype,
         key=jax.random.key(2),
         top=1,
         tolerance=1e-4,
-        most=_PRODUCT_BASIS,
+        most=_SHORT_BASIS,
+        block=3,
     )
     value = found.value[:, 0] + found.residual[:, 0]
     return jnp.where(found.converged, 0.5 * log_of(value), jnp.nan)
 
 
 def _squared(products: Any, x: Any) -> Any:
-    ahead = jnp.einsum("lbi,lij->lbj", x, products, precision="highest")
-    return jnp.einsum("lbj,lij->lbi", ahead, products, precision="highest")
+    return jnp.einsum("lbj,lij->lbi", _times(products, x), products, precision="highest")
 
 
 def _residual(
@@ -600,7 +656,8 @@ def _residual(
         key=jax.random.key(3),
         top=1,
         tolerance=1e-4,
-        most=_PRODUCT_BASIS,
+        most=_SHORT_BASIS,
+        block=3,
     )
     spectral = jnp.where(top.converged[0], top.value[0, 0], jnp.nan)
     return {

@@ -119,7 +119,7 @@ def leading_eigenpairs(
     after every 8; the basis doubles until all N are converged or `most` is reached.
 
     Eigenvalues of S below eps times the first are noise. The loop over basis sizes is Python; its parts
-    are jitted, and with `most` below twice the first basis (48 vectors) it is traceable.
+    are jitted, and with `most` below 96, twice the first basis, all of it is allotted at once and this is traceable.
 
     References
     ----------
@@ -151,7 +151,8 @@ def leading_eigenpairs(
     apply = apply if isinstance(apply, Partial) else Partial(apply)
     most = 192 if most is None else most
     block = max(block, 1 if start is None else start.shape[1] + 1)
-    capacity = -(-max(3 * _FIRST, 2 * (top + 1)) // block) * block
+    first = max(3 * _FIRST, 2 * (top + 1))
+    capacity = -(-(first if most >= 2 * first else max(most, first)) // block) * block
     if width <= 64 or capacity >= width:
         return _whole_space(apply, jnp.eye(width, dtype=dtype), count=count, top=top)
     basis = _begin(apply, key, start, count=count, width=width, block=block, capacity=capacity, dtype=dtype.name)

@@ -114,7 +114,7 @@ class Point:
 
 def points(work: Workload) -> list[Point]:
     """Run the decoder once and return every (layer, token), layer by layer."""
-    run, found = decoder_run(work), []
+    run, found = run_tokens(work.model, work.context, work.sequence, work.positions[-1]), []
     for layer in range(work.shape.layers):
         parameters = work.model.parameters["decoder"]["layers"][layer]
         crossed = blocks.cross_keys_values(parameters, work.context, work.model.dims.decoder_heads)
@@ -156,18 +156,9 @@ def yardstick(shape: Shape) -> Side:
     )
 
 
-def decoder_run(work: Workload) -> Any:
-    """Run the decoder up to the last token."""
-    return jax.block_until_ready(run_tokens(work.model, work.context, work.sequence, work.positions[-1]))
-
-
-def layers_of(work: Workload, run: Any) -> list[sensitivity.TokenFactors]:
-    """Return every block's factors at all tokens, of a decoder run."""
-    layers, where = work.model.parameters["decoder"]["layers"], jnp.asarray(work.positions, jnp.int32)
-    return [
-        sensitivity.layer_factors(layers[i], run.residual[i], run.keys[i], run.values[i], where, work.context)
-        for i in range(work.shape.layers)
-    ]
+def layers_of(work: Workload) -> list[sensitivity.TokenFactors]:
+    """Return every block's factors at all tokens, of one decoder run."""
+    return sensitivity.token_factors(work.model, work.context, work.sequence, work.positions)
 
 
 def products(factors: list[sensitivity.TokenFactors]) -> Any:
@@ -175,22 +166,21 @@ def products(factors: list[sensitivity.TokenFactors]) -> Any:
     return [sensitivity.propagators(one).block_until_ready() for one in factors]
 
 
-def dense(work: Workload, run: Any) -> Any:
-    """Return the dense W of every block and token, factors included."""
-    return products(layers_of(work, run))
+def dense(work: Workload) -> Any:
+    """Return the dense W of every block and token, decoder run and factors included."""
+    return products(layers_of(work))
 
 
 def dense_sides(work: Workload) -> dict[str, Side]:
     """Return the ways to the dense W of every (layer, token), and the yardstick."""
-    each, states = points(work), decoder_run(work)
-    factors = layers_of(work, states)
+    each, factors = points(work), layers_of(work)
 
     def all_by(one: Any) -> Any:
         return lambda: [one(p.parameters, p.crossed, p.cache, p.state).block_until_ready() for p in each]
 
     return {
         "gemm": yardstick(work.shape),
-        "explicit": Side(lambda: dense(work, states), "product of factors, from states on", len(each)),
+        "explicit": Side(lambda: dense(work), "product of factors, from tokens on", len(each)),
         "product": Side(lambda: products(factors), "the same, given the factors", len(each)),
         "jacfwd": Side(all_by(by_jacfwd), "jax.jacfwd, keys and values cached", len(each)),
         "chunks": Side(all_by(by_chunks), "jax.linearize, 128 columns at a time", len(each)),
@@ -211,7 +201,7 @@ def triplet_sides(work: Workload) -> dict[str, Side]:
         "ours": Side(lambda: leading(work), "from tokens to triplets with residuals", work.shape.items),
         "proven": Side(lambda: proven(work), "and a proof that nothing larger is left", work.shape.items),
         "factors": Side(
-            lambda: jax.block_until_ready(layers_of(work, decoder_run(work))),
+            lambda: jax.block_until_ready(layers_of(work)),
             "of it: decoder run, factors",
             work.shape.items,
         ),
@@ -233,13 +223,13 @@ def triplet_sides(work: Workload) -> dict[str, Side]:
 
 def leading(work: Workload) -> list[SingularTriplets]:
     """Return the two leading triplets of W, block by block, all tokens of a block at once."""
-    return jax.block_until_ready([layer_triplets(f, tolerance=TOLERANCE) for f in layers_of(work, decoder_run(work))])
+    return jax.block_until_ready([layer_triplets(f, tolerance=TOLERANCE) for f in layers_of(work)])
 
 
 def proven(work: Workload) -> Any:
     """Return the two leading triplets of W with a proof that nothing larger is left: the dense W, and Cholesky."""
     found = []
-    for f in layers_of(work, decoder_run(work)):
+    for f in layers_of(work):
         t = layer_triplets(f, tolerance=TOLERANCE)
         found.append(_proven(f, (t.sigma, t.U, t.V, t.residual, t.converged)))
     return jax.block_until_ready(found)
@@ -298,7 +288,7 @@ def injection_sides(work: Workload) -> dict[str, Side]:
 
 def leading_injections(work: Workload) -> list[Leading]:
     """Return the two leading eigenpairs of G G^T, block by block, all tokens of a block at once."""
-    factors = layers_of(work, decoder_run(work))
+    factors = layers_of(work)
     return jax.block_until_ready([injection_triplets(f, tolerance=TOLERANCE) for f in factors])
 
 
@@ -333,7 +323,7 @@ def _transposed(push: Any, y: Any) -> Any:
 def gpu_sides(work: Workload) -> dict[str, Side]:
     """Return the dense W beside the yardstick, and all that is measured at every token of a decoding run."""
     dense_ones = {name: side for name, side in dense_sides(work).items() if name in ("gemm", "explicit", "product")}
-    sweep = lambda: jax.block_until_ready(sweep_tokens(layers_of(work, decoder_run(work))))
+    sweep = lambda: jax.block_until_ready(sweep_tokens(layers_of(work)))
     every = "all conditions and bounds at every token"
     return dense_ones | injection_sides(work) | {"sweep": Side(sweep, every, work.shape.items)}
 
@@ -344,7 +334,7 @@ def gpu_sides(work: Workload) -> dict[str, Side]:
 def injection_memory(**shape: Any) -> Any:
     """Return the work of G's leading triplets, with the factors that W's need too, ready to be called."""
     work = random_workload(Shape(**shape))
-    factors = jax.block_until_ready(layers_of(work, decoder_run(work)))
+    factors = jax.block_until_ready(layers_of(work))
     return lambda: jax.block_until_ready([injection_triplets(f, tolerance=TOLERANCE) for f in factors])
 
 

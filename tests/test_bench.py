@@ -135,7 +135,7 @@ def test_a_process_of_its_own_does_not_inherit_memory():
 def test_all_ways_to_a_dense_jacobian_agree():
     work = workload.random_workload(Shape(16, frames=7, layers=2, tokens=3))
     each = workload.points(work)
-    explicit = np.concatenate([np.asarray(w) for w in workload.dense(work, workload.decoder_run(work))])
+    explicit = np.concatenate([np.asarray(w) for w in workload.dense(work)])
     assert len(each) == len(explicit) == 6
     for p, w in zip(each, explicit, strict=True):
         arguments = (p.parameters, p.crossed, p.cache, p.state)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import ndtr
 
 from spectral_theorem import whisper
 from spectral_theorem.audio import load_audio
@@ -83,13 +84,30 @@ def test_layer_norm_uses_whispers_epsilon():
     assert distance(blocks.layer_norm(one, x), x / np.sqrt(1e-6 + 1e-5)) < 1e-12
 
 
-def test_attention_is_the_same_over_one_head_at_a_time(monkeypatch):
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_is_the_same_over_few_queries_of_one_head_at_a_time(monkeypatch, causal):
     q, k, v = (jax.random.normal(key, (5, 2, 3)) for key in jax.random.split(jax.random.key(0), 3))
-    together = blocks.attend(q, k, v)
+    mask = jnp.tri(5, dtype=bool) if causal else None
+    together, jacobian = blocks.attend(q, k, v, mask), jax.jacrev(blocks.attend)(q, k, v, mask)
     monkeypatch.setattr(blocks, "_LARGE", 0)
-    assert distance(together, blocks.attend(q, k, v)) < 1e-14
-    weights = jax.nn.softmax(jnp.einsum("nhi,mhi->hnm", q, k), axis=-1)
+    monkeypatch.setattr(blocks, "_QUERIES_AT_ONCE", 2)
+    assert distance(together, blocks.attend(q, k, v, mask)) < 1e-14
+    assert distance(jacobian, jax.jacrev(blocks.attend)(q, k, v, mask)) < 1e-14
+    assert distance(jacobian, jax.jacfwd(blocks.attend)(q, k, v, mask)) < 1e-14
+    scores = jnp.einsum("nhi,mhi->hnm", q, k)
+    weights = jax.nn.softmax(scores if mask is None else jnp.where(mask, scores, -jnp.inf), axis=-1)
     assert distance(together, jnp.einsum("hnm,mhi->nhi", weights, v).reshape(5, 6)) < 1e-14
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16])
+def test_gelu_is_the_exact_one_in_every_precision(dtype):
+    x = jnp.linspace(-12, 12, 20001).astype(dtype)
+    exact, eps = np.asarray(x, float), float(jnp.finfo(dtype).eps)
+    value, slope = jax.jvp(blocks.gelu, (x,), (jnp.ones_like(x),))
+    assert value.dtype == dtype
+    assert np.all(np.abs(np.asarray(value, float) - exact * ndtr(exact)) <= 2 * eps * np.maximum(np.abs(exact), 1))
+    density = np.exp(-(exact**2) / 2) / np.sqrt(2 * np.pi)
+    assert distance(slope, ndtr(exact) + exact * density) < 2 * eps
 
 
 def test_decoder_never_looks_ahead(model, context, run):

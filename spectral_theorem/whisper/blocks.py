@@ -5,11 +5,15 @@ Every function takes a nested dict of arrays (the names of the Flax port of Whis
 a residual, `h -> h + f(LayerNorm(h))`, so they compose into a block by composition alone.
 """
 
+import functools
+import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ..types import container
@@ -17,6 +21,7 @@ from ..types import container
 Parameters = Mapping[Any, Any]
 EPSILON = 1e-5
 _LARGE = 1 << 18
+_QUERIES_AT_ONCE = 768
 
 
 @container
@@ -55,7 +60,11 @@ def layer_norm(parameters: Parameters, x: Float[Array, "*rows width"]) -> Float[
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Apply GELU in its exact form, by the error function."""
-    return jax.nn.gelu(x, approximate=False)
+    if x.dtype != jnp.float32:
+        return jax.nn.gelu(x, approximate=False)
+    # XLA computes erfc, which `jax.nn.gelu` calls, by two polynomials, an exponential and a division, and erf by one
+    # polynomial: half the time. What erfc keeps for very negative x is below the rounding of x itself.
+    return 0.5 * x * (1 + jax.lax.erf(x * np.float32(0.5**0.5)))
 
 
 def split_heads(x: Float[Array, "*rows width"], heads: int) -> Float[Array, "*rows heads size"]:
@@ -89,8 +98,7 @@ def attend(
 ) -> Float[Array, "n width"]:
     """Average values with softmax weights; `mask` is True where a query may look."""
 
-    def one_head(qkv: tuple[Array, Array, Array]) -> Array:
-        q, k, v = qkv
+    def rows(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
         scores = jnp.matmul(q, k.T, precision=precision(q.dtype))
         if mask is not None:
             scores = jnp.where(mask, scores, -jnp.inf)
@@ -100,10 +108,21 @@ def attend(
         # Divided after the product, which has fewer columns than there are scores.
         return jnp.matmul(parts.astype(v.dtype), v, precision=precision(q.dtype)) / total.astype(v.dtype)
 
-    by_head = (jnp.swapaxes(q, 0, 1), jnp.swapaxes(k, 0, 1), jnp.swapaxes(v, 0, 1))
-    # One head at a time keeps the scores of a whole window in cache, which is faster and smaller.
-    mixed = jax.lax.map(one_head, by_head) if q.shape[0] * k.shape[0] > _LARGE else jax.vmap(one_head)(by_head)
-    return jnp.swapaxes(mixed, 0, 1).reshape(q.shape[0], -1)
+    n, heads, _ = q.shape
+    if n * k.shape[0] <= _LARGE:
+        mixed = jax.vmap(functools.partial(rows, mask=mask), in_axes=1, out_axes=1)(q, k, v)
+        return mixed.reshape(n, -1)
+    cuts = np.linspace(0, n, math.ceil(n / _QUERIES_AT_ONCE) + 1).astype(int)
+
+    def one_head(head: Array) -> Array:
+        # Cut out here, not by a transpose before the loop: XLA would copy every array once more.
+        own_q, own_k, own_v = (jax.lax.dynamic_index_in_dim(x, head, 1, keepdims=False) for x in (q, k, v))
+        cut = [rows(own_q[a:b], own_k, own_v, None if mask is None else mask[a:b]) for a, b in itertools.pairwise(cuts)]
+        return jnp.concatenate(cut)
+
+    # Few queries of one head at a time: their scores stay in cache, which is faster and smaller. Fewer still would be
+    # slower again, as every product first repacks the keys or the values.
+    return jnp.swapaxes(jax.lax.map(one_head, jnp.arange(heads)), 0, 1).reshape(n, -1)
 
 
 # Sub-blocks of all positions at once.

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ..types import container, refuse
 from . import blocks
@@ -161,6 +161,17 @@ def run_tokens(model: WhisperModel, encoder_output: Array, tokens: Sequence[int]
     TokenRun
         Of a padded sequence; rows beyond `position` mean nothing.
     """
+    dims, padded = model.dims, padded_tokens(model, encoder_output, tokens, position)
+    wanted = Record(residual=True, keys_values=True)
+    return TokenRun(
+        **decoder_records(model.parameters["decoder"], padded, encoder_output, heads=dims.decoder_heads, record=wanted)
+    )
+
+
+def padded_tokens(
+    model: WhisperModel, encoder_output: Array, tokens: Sequence[int], position: int
+) -> Int[Array, " padded"]:
+    """Return the sequence up to a position, padded to a length that many share, after checking what a user passed."""
     dims = model.dims
     ids = [int(token) for token in tokens]
     if not 0 <= position < len(ids):
@@ -180,9 +191,4 @@ def run_tokens(model: WhisperModel, encoder_output: Array, tokens: Sequence[int]
         )
     padded = np.zeros(min(-(-len(ids) // _BUCKET) * _BUCKET, dims.positions), np.int32)
     padded[: len(ids)] = ids
-    wanted = Record(residual=True, keys_values=True)
-    return TokenRun(
-        **decoder_records(
-            model.parameters["decoder"], jnp.asarray(padded), encoder_output, heads=dims.decoder_heads, record=wanted
-        )
-    )
+    return jnp.asarray(padded)

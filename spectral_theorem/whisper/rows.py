@@ -41,7 +41,14 @@ def _output_map(f: TokenFactors) -> Float[Array, "heads size width"]:
 
 def pull_row(f: TokenFactors, y: Float[Array, "T b width"], part: Part = "block") -> Row:
     """Return the rows y^T G of a block's injection, or of its cross-attention's alone."""
-    z = _sum("tbd,hid->tbhi", pull(f, y, "MLP") if part == "block" else y, _output_map(f))
+    kernel = f.parameters["encoder_attn"]["out_proj"]["kernel"]
+    back = pull(f, y, "MLP") if part == "block" else y
+    return row_of_heads(f, jnp.matmul(back, kernel.T, precision=blocks.precision(y.dtype)))
+
+
+def row_of_heads(f: TokenFactors, z: Float[Array, "T b width"]) -> Row:
+    """Return z^T times the derivative of the heads' outputs, before the output projection."""
+    z = blocks.split_heads(z, f.values.shape[1])
     spread = _sum("tbhi,fhi->tbhf", z, f.values) - _sum("tbhi,thi->tbh", z, f.output)[..., None]
     return Row(vectors=_sum("tbhi,dhi->tbhd", z, _value_map(f)), numbers=f.weights[:, None] * spread)
 

@@ -16,8 +16,9 @@ from jaxtyping import Array, Float, Int
 from ..types import container, refuse
 from . import blocks
 from .blocks import Parameters
-from .chain import run_tokens
+from .chain import padded_tokens
 from .model import WhisperModel
+from .passes import embed
 
 Part = Literal["block", "self-attention", "cross-attention", "MLP"]
 PARTS: tuple[Part, ...] = ("self-attention", "cross-attention", "MLP")
@@ -131,13 +132,14 @@ def token_factors(
     for place in (min(places), max(places)):
         if not 0 <= place < len(tokens):
             refuse(f"position {place}", f"0 to {len(tokens) - 1}, a place in the sequence", "Transcription.position")
-    run = run_tokens(model, encoder_output, tokens, max(places))
-    where = jnp.asarray(places, jnp.int32)
-    layers = model.parameters["decoder"]["layers"]
-    return [
-        layer_factors(layers[i], run.residual[i], run.keys[i], run.values[i], where, encoder_output)
-        for i in range(model.dims.decoder_layers)
-    ]
+    padded = padded_tokens(model, encoder_output, tokens, max(places))
+    decoder, where = model.parameters["decoder"], jnp.asarray(places, jnp.int32)
+    tables = {name: decoder[name] for name in ("embed_tokens", "embed_positions")}
+    x, factors = embed(tables, padded, jnp.arange(padded.shape[0])), []
+    for index in range(model.dims.decoder_layers):
+        x, found = _block_factors(decoder["layers"][index], x, where, encoder_output, model.dims.decoder_heads)
+        factors.append(found)
+    return factors
 
 
 def _sum(subscripts: str, *operands: Any) -> Array:
@@ -148,16 +150,22 @@ def _matmul(x: Any, y: Any) -> Array:
     return jnp.matmul(x, y, precision=blocks.precision(x.dtype))
 
 
-@jax.jit
-def layer_factors(
-    parameters: Parameters,
-    residual: Float[Array, "n width"],
-    keys: Float[Array, "n heads size"],
-    values: Float[Array, "n heads size"],
-    positions: Int[Array, " T"],
-    c: Float[Array, "frames width"],
+@functools.partial(jax.jit, static_argnames="heads")
+def _block_factors(
+    parameters: Parameters, x: Float[Array, "n width"], positions: Int[Array, " T"], c: Any, heads: int
+) -> tuple[Float[Array, "n width"], TokenFactors]:
+    """Run one block over the sequence, and return its output and its factors at the positions."""
+    own, (keys, values) = blocks.attention_sequence(
+        parameters["self_attn"], parameters["self_attn_layer_norm"], x, heads, causal=True
+    )
+    crossing = blocks.cross_keys_values(parameters, c, heads)  # once: they are most of the work
+    out = blocks.mlp(parameters, blocks.cross_attention_rows(parameters, own, crossing, heads))
+    return out, _factors(parameters, x, keys, values, positions, crossing)
+
+
+def _factors(
+    parameters: Parameters, residual: Any, keys: Any, values: Any, positions: Any, crossing: tuple[Any, Any]
 ) -> TokenFactors:
-    """Return the factors of one block; `residual` is its input, keys and values its self-attention's."""
     heads, h = keys.shape[1], residual[positions]
     first, y = _normalised(parameters["self_attn_layer_norm"], h)
     q = blocks.queries(parameters["self_attn"], y, heads)
@@ -177,7 +185,7 @@ def layer_factors(
     second, y = _normalised(parameters["encoder_attn_layer_norm"], h)
     attention = parameters["encoder_attn"]
     q = blocks.queries(attention, y, heads)
-    k, v = blocks.cross_keys_values(parameters, c, heads)
+    k, v = crossing
     p = blocks.softmax(_sum("thi,fhi->thf", q, k))
     out = _sum("thf,fhi->thi", p, v)
 
