@@ -13,6 +13,7 @@ import numpy as np
 
 from .audio import load_audio
 from .engine import BUCKET, Granularity, Sweep, chain_layers, sweep_tokens
+from .steps import chosen_steps
 from .summary import to_plain
 from .types import Thresholds, refuse
 from .whisper import Dims, Transcription, WhisperModel, encode_audio, greedy, token_factors, transcriptions
@@ -166,46 +167,6 @@ def measure_steps(
         sweep=jax.tree.map(lambda *leaves: np.concatenate(leaves), *found),
         context_size=model.dims.frames * model.dims.width if directions is None else directions.shape[0],
     )
-
-
-def chosen_steps(steps: str | Sequence[int], available: int) -> tuple[int, ...]:
-    """Return the steps that are meant, in rising order.
-
-    Parameters
-    ----------
-    steps : "all", a list such as "0,2,5-7", or numbers.
-    available : steps of the transcript.
-
-    Raises
-    ------
-    InputError
-        If nothing is meant, a step is no whole number, or the transcript has not as many.
-
-    Examples
-    --------
-    >>> chosen_steps("0,2-3", 5), chosen_steps("all", 2)
-    ((0, 2, 3), (0, 1))
-    """
-    hint = '--steps all, or a list such as "0,2,5-7"'
-    if isinstance(steps, str):
-        if steps.strip() == "all":
-            return tuple(range(available))
-        numbers: list[int] = []
-        for part in filter(None, (part.strip() for part in steps.split(","))):
-            low, dash, high = part.partition("-")
-            if not (low.isdecimal() and (high.isdecimal() or not dash)):
-                refuse(f"steps {steps!r}", "whole numbers from 0, with commas and ranges", hint)
-            if int(high or low) >= available + 1_000_000:  # a range is not written out before it is checked
-                refuse(f"step {high or low}", f"0 to {available - 1}, the steps of this transcript", hint)
-            numbers.extend(range(int(low), int(high or low) + 1))
-    else:
-        numbers = [int(step) for step in steps]
-    if not numbers:
-        refuse(f"steps {steps!r}, which name no token", f"some of 0 to {available - 1}", hint)
-    beyond = [step for step in numbers if not 0 <= step < available]
-    if beyond:
-        refuse(f"step {beyond[0]}", f"0 to {available - 1}, the steps of this transcript", hint)
-    return tuple(sorted(set(numbers)))
 
 
 def sweep_bytes(dims: Dims, itemsize: int, granularity: Granularity, tokens: int) -> int:

@@ -275,6 +275,11 @@ class LayerChain:
         return self.propagators.shape[-1]
 
     @property
+    def state_size(self) -> int:
+        """Size of the state that rounding is counted in; more than D where few numbers stand for a wider state."""
+        return self.width
+
+    @property
     def context_size(self) -> int:
         """Context size C; 0 when there is no context."""
         for g in (self.injections, self.initial):
@@ -415,7 +420,7 @@ def tolerance(chain: Any, scale: Any = 1.0) -> Any:
 
     Parameters
     ----------
-    chain : anything with `depth`, `width` and `dtype`.
+    chain : anything with `depth`, `width` and `dtype`; where it has a `state_size`, D is that.
     scale : number or array; :math:`\sum_k S_{L,k}\|G_k\|_F` for residuals and bounds,
         :math:`S_{L,k}` for propagator norms, 1 for conditions.
 
@@ -426,4 +431,4 @@ def tolerance(chain: Any, scale: Any = 1.0) -> Any:
     True
     """
     eps = float(jnp.finfo(chain.dtype).eps)
-    return 16.0 * eps * chain.depth * math.sqrt(chain.width) * scale
+    return 16.0 * eps * chain.depth * math.sqrt(getattr(chain, "state_size", chain.width)) * scale
