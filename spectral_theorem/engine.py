@@ -379,7 +379,9 @@ def _injections(squares: Any, limit: Any) -> dict[str, Any]:
     sigma = jnp.sqrt(found.value[:, :2])
     tiny = jnp.finfo(sigma.dtype).tiny
     # G^T u = sigma v holds by definition of v; the other half of the residual is that of the square over sigma
-    residual = (found.residual / jnp.maximum(sigma[:, : found.residual.shape[1]], tiny)).max(axis=1)
+    # (and where sigma is next to nothing, its square says no more than the root of what it is off by)
+    each = found.residual / jnp.maximum(sigma[:, : found.residual.shape[1]], tiny)
+    residual = jnp.minimum(each, jnp.sqrt(found.residual)).max(axis=1)
     residual = jnp.where(found.converged, residual, jnp.inf)
     return {"sigma": sigma, "u": found.vector[:, 0], "residual": residual}
 

@@ -197,7 +197,8 @@ def _finished(folder: RunFolder | None, count: int, key: str) -> dict[str, Any] 
         kept = json.loads((folder.path / FINISHED / f"{count:04d}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return kept["chains"] if isinstance(kept, dict) and kept.get("samples") == key else None
+    chains = kept.get("chains") if isinstance(kept, dict) and kept.get("samples") == key else None
+    return chains if isinstance(chains, dict) and chains else None
 
 
 def _keep(folder: RunFolder | None, count: int, key: str, chains: dict[str, Any], labels: dict[str, str]) -> None:

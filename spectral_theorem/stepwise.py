@@ -6,6 +6,7 @@ Tokens go in groups, each group's leading vectors started from those of the toke
 import dataclasses
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -184,8 +185,9 @@ def _affordable(dims: Dims, itemsize: int, granularity: Granularity, group: int,
     """Return the group if it fits into memory; refuse it with one that does otherwise."""
     if group < 1:
         refuse(f"group={group}", "at least one token at once", f"group={GROUP}")
-    limit = memory if memory is not None else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    need = lambda tokens: sweep_bytes(dims, itemsize, granularity, tokens)
+    limit = _free_memory() if memory is None else memory
+    # a group is filled up to a multiple
+    need = lambda tokens: sweep_bytes(dims, itemsize, granularity, -(-tokens // BUCKET) * BUCKET)
     if need(group) <= limit:
         return group
     fits = [tokens for tokens in range(BUCKET, group, BUCKET) if need(tokens) <= limit]
@@ -195,3 +197,13 @@ def _affordable(dims: Dims, itemsize: int, granularity: Granularity, group: int,
         f"at most {limit / 1e9:.2g} GB",
         hint,
     )
+
+
+def _free_memory() -> float:
+    """Return the bytes that programs may still take, or inf where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        # what is free alone leaves out caches, which are given up when memory is asked for
+        return float(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))) * 1024
+    except (OSError, StopIteration):
+        return float("inf")
