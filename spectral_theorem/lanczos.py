@@ -171,7 +171,10 @@ def _dot(subscripts: str, x: Any, y: Any) -> Any:
 
 
 def _length(x: Any) -> Any:
-    return jnp.sqrt(jnp.sum(x**2, axis=-1))
+    """Return norms over the last axis; the squares of what is larger or smaller than its own square would be lost."""
+    size = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+    unit = x / jnp.where((size > 0) & jnp.isfinite(size), size, 1.0)
+    return size[..., 0] * jnp.sqrt(jnp.sum(unit**2, axis=-1))
 
 
 @functools.partial(jax.jit, static_argnames=("count", "top"))
@@ -287,7 +290,10 @@ def _step(apply: Any, key: Any, basis: _Basis) -> _Basis:
 def _look(basis: _Basis, tolerance: Any, *, top: int) -> tuple[Any, Any, Any, Any]:
     """Return Ritz values and coordinates (N, top+1, P), residuals (N, top), and who is converged (N,)."""
     finite = jnp.isfinite(basis.inner).all(axis=(1, 2))
-    values, turns = jnp.linalg.eigh(jnp.where(finite[:, None, None], basis.inner, 0.0))
+    # what is not in the basis yet goes below every eigenvalue, 0 included
+    empty = jnp.diag((jnp.arange(basis.inner.shape[1]) >= basis.size).astype(basis.inner.dtype))
+    inner = basis.inner - jnp.where(basis.peak > 0, basis.peak, 1.0)[:, None, None] * empty
+    values, turns = jnp.linalg.eigh(jnp.where(finite[:, None, None], inner, 0.0))
     values, turns = values[:, ::-1][:, : top + 1], jnp.swapaxes(turns, 1, 2)[:, ::-1][:, : top + 1]
     b = basis.block.shape[1]
     last = jax.lax.dynamic_slice_in_dim(turns, basis.size - b, b, axis=2)
@@ -418,23 +424,50 @@ def _gramian(operator: _Operator, x: Any) -> Any:
     return _backward(operator, _forward(operator, x))
 
 
+@container
+class _Found:
+    """Hold triplets of an operator within a space of few dimensions, and how far each is from one of the operator."""
+
+    sigma: Any  # (N, k)
+    u: Any  # (N, k, M), rows
+    v: Any  # (N, k, D), rows
+    back: Any  # (N, k, D), W^T u
+    each: Any  # (N, k), observed residual
+
+
 @functools.partial(jax.jit, static_argnames="top")
 def _finished(operator: _Operator, found: Leading, tolerance: Any, *, top: int) -> SingularTriplets:
     """Take the triplets of W within the span of the leading vectors, and look at their residuals."""
-    images = _forward(operator, found.vector)
+    first = _within(operator, found.vector)
+    converged = lambda t: (t.each[:, :top] <= tolerance * t.sigma[:, :1]).all(axis=1)
+
+    def again(t: _Found) -> _Found:
+        # a value small beside the first is lost in W^T W: one product with W^T alone, the first direction taken out
+        # of the second, has it to working precision
+        span, _ = jnp.linalg.qr(jnp.swapaxes(t.back, 1, 2))
+        finer = _within(operator, jnp.swapaxes(span, 1, 2))
+        done = converged(t)
+        return jax.tree.map(lambda a, b: jnp.where(done.reshape(-1, *[1] * (a.ndim - 1)), a, b), t, finer)
+
+    t = jax.lax.cond(converged(first).all(), lambda t: t, again, first)
+    columns = lambda rows: jnp.swapaxes(rows[:, :top], 1, 2)
+    return SingularTriplets(
+        sigma=t.sigma * operator.scale[:, None],
+        U=columns(t.u),
+        V=columns(t.v),
+        residual=t.each[:, :top].max(axis=1) * operator.scale,
+        size=found.size,
+        converged=converged(t),
+    )
+
+
+def _within(operator: _Operator, rows: Any) -> _Found:
+    """Return the triplets of W within the span of (N, k, D) orthonormal rows."""
+    images = _forward(operator, rows)
     image, triangle = jnp.linalg.qr(jnp.swapaxes(images, 1, 2))
     x, sigma, y = jnp.linalg.svd(triangle)
-    u, v = jnp.swapaxes(image @ x, 1, 2), _dot("nij,njd->nid", y, found.vector)
+    u, v = jnp.swapaxes(image @ x, 1, 2), _dot("nij,njd->nid", y, rows)
     ahead = _dot("nij,njd->nid", y, images) - sigma[:, :, None] * u
-    u, v, ahead = u[:, :top], v[:, :top], ahead[:, :top]
-    back = _backward(operator, u) - sigma[:, :top, None] * v
-    each = jnp.sqrt(_length(ahead) ** 2 + _length(back) ** 2)
-    columns = lambda rows: jnp.swapaxes(rows, 1, 2)
-    return SingularTriplets(
-        sigma=sigma * operator.scale[:, None],
-        U=columns(u),
-        V=columns(v),
-        residual=each.max(axis=1) * operator.scale,
-        size=found.size,
-        converged=(each <= tolerance * sigma[:, :1]).all(axis=1),
-    )
+    back = _backward(operator, u)
+    each = jnp.sqrt(_length(ahead) ** 2 + _length(back - sigma[:, :, None] * v) ** 2)
+    return _Found(sigma, u, v, back, each)

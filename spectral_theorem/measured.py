@@ -138,7 +138,11 @@ def run(
                     )
                     note = SCOPE if whole else f"{SCOPE} {PROJECTED.format(entering)}"
                     about = {"clip": name, "note": note, "chance_kappa": chance_alignment(network.dims.width)}
-                    some = {f"{name}, step {s}": chain | about for s, chain in found.to_dicts().items()}
+                    said = (lambda token: None) if network.tokenizer is None else network.tokenizer.token
+                    some = {
+                        f"{name}, step {s}": chain | about | {"token_text": said(chain["token"])}
+                        for s, chain in found.to_dicts().items()
+                    }
                 labels = {"clip": name, "scope": scope, "granularity": granularity, "context": entering, "dtype": dtype}
                 _keep(folder, count, key, some, labels)
         except InputError as problem:

@@ -101,7 +101,7 @@ def signed_rows(path: Spine) -> Any:
 def log_scale(path: Spine) -> Any:
     """Return log of sum_k S_{L,k} ||G_k||_F, the unit in which residuals and bounds are compared."""
     sizes = norm(path.sources, axis=(1, 2))
-    return jax.nn.logsumexp(log_gains(path) + log_of(sizes)) if path.length else jnp.asarray(-jnp.inf)
+    return jax.nn.logsumexp(log_gains(path) + log_of(sizes)) if path.length else jnp.asarray(-jnp.inf, sizes.dtype)
 
 
 @container

@@ -175,7 +175,8 @@ def assemble(
     low, high = jnp.clip(phi - coupling_error, 0.0), jnp.clip(phi + coupling_error, None, math.pi / 2)
     chord = lambda a, b: 2 * jnp.sin((a + b) / 2) * jnp.sin(jnp.abs(a - b) / 2)  # |cos a - cos b| without cancellation
     kappa_error = jnp.maximum(chord(low, phi), chord(high, phi)) + 2 * eps
-    sigma_error = residual
+    # what may lie above the second value's estimate may lie above the first's too
+    sigma_error = residual + jnp.clip(excess - gap, 0.0)
     rho_error = first[:-1] * kappa_error + sigma_error[:-1] * (jnp.abs(kappa) + kappa_error)
     relative = jnp.clip(rho_error / jnp.where(rho > 0, rho, 1.0), None, 1.0)
     lam_error = jnp.where(rho > 0, -jnp.log1p(-relative), jnp.inf)
@@ -200,6 +201,7 @@ def assemble(
         rho_error=rho_error,
         lam_error=lam_error,
         sigma_error=sigma_error,
+        sigma2_error=residual + excess,
         xi_error=xi_error,
         resolved=resolved,
         certified=certified,

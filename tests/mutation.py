@@ -25,7 +25,10 @@ class _Finder(importlib.abc.MetaPathFinder):
         if fullname == self.name:
             return importlib.util.spec_from_loader(fullname, _Loader(self, ""), is_package=True)
         prefix, _, module = fullname.partition(".")
-        return importlib.util.spec_from_loader(fullname, _Loader(self, module)) if prefix == self.name else None
+        if prefix != self.name:
+            return None
+        package = (HOME / module.replace(".", "/")).is_dir()
+        return importlib.util.spec_from_loader(fullname, _Loader(self, module), is_package=package)
 
 
 class _Loader(importlib.abc.Loader):
@@ -36,7 +39,9 @@ class _Loader(importlib.abc.Loader):
         if not self.module:
             module.__path__ = []
             return
-        source = (HOME / f"{self.module}.py").read_text(encoding="utf-8")
+        place = HOME / self.module.replace(".", "/")
+        file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        source = file.read_text(encoding="utf-8")
         if self.module == self.finder.module:
             assert source.count(self.finder.old) == 1, f"{self.finder.old!r} is not one place in {self.module}.py"
             source = source.replace(self.finder.old, self.finder.new)
