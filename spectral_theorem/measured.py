@@ -16,7 +16,6 @@ import numpy as np
 from .audio import concatenate, load_audio
 from .chainfile import save_chain
 from .console import Outcome, aligned, exit_code, sweep_text, verdicts, verification_text, working
-from .engine import Granularity
 from .measure import SCOPE, chance_alignment, measure_token
 from .provenance import environment
 from .report import write_report
@@ -24,6 +23,7 @@ from .runs import RunFolder, verification_rows
 from .sequencewise import SEED, measure_sequence, sequence_text
 from .stepwise import GROUP, measure_steps
 from .storage import json_ready, write_atomically
+from .tokenwise import Granularity
 from .types import InputError, refuse
 from .whisper import WhisperModel, load
 from .whisper.contexts import Context, read_basis

@@ -6,16 +6,17 @@ Tokens go in groups, each group's leading vectors started from those of the toke
 import dataclasses
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from .audio import load_audio
-from .engine import BUCKET, Granularity, Sweep, chain_layers, sweep_tokens
+from .engine import BUCKET, Sweep, sweep_tokens
+from .provenance import free_memory
 from .steps import chosen_steps
 from .summary import to_plain
+from .tokenwise import Granularity, chain_layers
 from .types import Thresholds, refuse
 from .whisper import Dims, Transcription, WhisperModel, encode_audio, greedy, token_factors, transcriptions
 from .whisper.contexts import DIRECTIONS, Context, context_directions
@@ -185,7 +186,7 @@ def _affordable(dims: Dims, itemsize: int, granularity: Granularity, group: int,
     """Return the group if it fits into memory; refuse it with one that does otherwise."""
     if group < 1:
         refuse(f"group={group}", "at least one token at once", f"group={GROUP}")
-    limit = _free_memory() if memory is None else memory
+    limit = free_memory() if memory is None else memory
     # a group is filled up to a multiple
     need = lambda tokens: sweep_bytes(dims, itemsize, granularity, -(-tokens // BUCKET) * BUCKET)
     if need(group) <= limit:
@@ -197,13 +198,3 @@ def _affordable(dims: Dims, itemsize: int, granularity: Granularity, group: int,
         f"at most {limit / 1e9:.2g} GB",
         hint,
     )
-
-
-def _free_memory() -> float:
-    """Return the bytes that programs may still take, or inf where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        # what is free alone leaves out caches, which are given up when memory is asked for
-        return float(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))) * 1024
-    except (OSError, StopIteration):
-        return float("inf")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spectral_theorem.engine import certified
+from spectral_theorem.certificate import certified
 
 D = 24
 
