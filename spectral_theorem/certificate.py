@@ -74,7 +74,8 @@ def _proven_norm(propagators: Any, sigma: Any, u: Any, v: Any) -> Any:
     slip = (kept + 2) * eps * jnp.sqrt(jnp.sum(propagators**2, axis=(1, 2)))
     # as low as the next value allows, as high as the last kept one permits: the proof needs room on both sides, and
     # where nothing is left (rank one) it needs room for rounding
-    level = jnp.maximum(0.5 * (above + sigma[:, kept - 1]), 1.01 * above + 2 * slip)
+    spare = min(0.01, 2 * (width + 2) ** 2 * eps)  # what the proof takes, which in float64 is next to nothing
+    level = jnp.maximum(0.5 * (above + sigma[:, kept - 1]), (1 + spare) * above + 2 * slip)
     gamma = (width + 2) * eps
     room = gamma * (size + width * level**2) / (1 - gamma)
     eye = jnp.eye(width, dtype=propagators.dtype)

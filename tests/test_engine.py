@@ -351,12 +351,9 @@ def by_proof(load):
 CERTIFIED = {
     "the next estimate for the proven level": ("jnp.where(sure, bound, 8", "jnp.where(sure, sigma[:, kept], 8"),
     "proof from nothing": ("jnp.isfinite(factor).all(axis=(1, 2)), level", "jnp.isfinite(level), level"),
-    "an error bar of nothing": (
-        "residual = math.sqrt(kept) * residual + 2 * sigma[:, 0] * (",
-        "residual = 0 * sigma[:, 0] * (",
-    ),
+    "an error bar of nothing": ("math.sqrt(kept) * residual + 2 * sigma[:, 0] * (", "0 * sigma[:, 0] * ("),
     "certified without convergence": ("& jnp.isfinite(residual) & converged", "& jnp.isfinite(residual)"),
-    "no room for rounding of what is zero": ("1.01 * above + 2 * slip", "1.01 * above"),
+    "no room for rounding of what is zero": ("(1 + spare) * above + 2 * slip", "(1 + spare) * above"),
     "no room for rounding": ("- gram - room[:, None, None] * eye)", "- gram)"),
     "bound of another matrix": ("sigma[:, :kept], v, precision", "sigma[:, :kept], u, precision"),
 }
