@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.path import Path
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, ScalarFormatter
 
 from .wording import SUPERSCRIPT
@@ -25,6 +26,8 @@ BLUE, GREEN, VERMILLION, PURPLE, ORANGE = "#0072b2", "#009e73", "#d55e00", "#cc7
 INK, MUTED = "#010101", "#767676"
 WIDTH = 10.0  # inches; 960 px where the page gives it room
 LINE = 12.0  # points from one line of words to the next
+STEP_GAP = 0.6  # between steps that are not neighbours
+NAMED = 64  # steps at most that have room for a name each
 # marker, colour and sign in text of each verdict
 VERDICTS = {
     "HOLDS": ("o", GREEN, "●"),
@@ -208,6 +211,45 @@ def layer_axis(ax: Axes, first: int, last: int, words: str) -> None:
     ax.set_xlim(first - 0.5, last + 0.5)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, min_n_ticks=1))
     ax.set_xlabel(words)
+
+
+def step_places(steps: Sequence[int]) -> np.ndarray:
+    """Place tokens side by side, with a gap where steps were left out.
+
+    Examples
+    --------
+    >>> step_places([0, 1, 5]).tolist()
+    [0.0, 1.0, 2.6]
+    """
+    jumps = np.diff(np.asarray(steps, dtype=float), prepend=float(steps[0]) - 1) > 1
+    return np.arange(len(steps)) + STEP_GAP * np.cumsum(jumps)
+
+
+def step_axis(ax: Axes, x: np.ndarray, names: Sequence[str], *, named: bool) -> None:
+    """Let the horizontal axis count steps, from `step_places`, with a name below each where `named`."""
+    ax.set_xlim(x[0] - 0.6, x[-1] + 0.6)
+    every = math.ceil(len(x) / NAMED)
+    ax.xaxis.set_major_locator(FixedLocator(x[::every].tolist()))
+    ax.tick_params(axis="x", length=2)
+    if not named:
+        ax.tick_params(axis="x", labelbottom=False)
+        return
+    ax.xaxis.set_major_formatter(FixedFormatter(list(names[::every])))
+    ax.tick_params(axis="x", labelrotation=90, labelsize=8)
+    ax.set_xlabel("generated token: text and step" + (f" (every {every}th is named)" if every > 1 else ""))
+
+
+def step_room(names: Sequence[str]) -> float:
+    """Return the room in inches that the names of an axis of steps take."""
+    return 0.42 + 0.068 * max(map(len, names))
+
+
+def boxes(left: np.ndarray, right: np.ndarray, low: np.ndarray, high: np.ndarray) -> Path:
+    """Return one path of all boxes with these ends."""
+    corners = [(left, low), (right, low), (right, high), (left, high), (left, low)]
+    points = np.stack([np.stack(corner, axis=-1) for corner in corners], axis=1)
+    codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY]
+    return Path(points.reshape(-1, 2), codes * len(left))
 
 
 def _decade(exponent: int) -> str:

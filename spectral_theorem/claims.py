@@ -37,13 +37,15 @@ class Evidence(NamedTuple):
     cone_output: Any  # (D,) unit direction of W_L...W_first v_first
     log_cone_output: Any  # () log of its norm
     allowance: Any  # () rounding allowance in units of the scale
+    residual_allowance: Any = 0.0  # () what ||R_Sigma||_F may be off by beyond that, in the same units
 
 
 class Sides(NamedTuple):
     """Hold both sides of a claim as logs, the log of its unit, and how it is to be read.
 
     Arrays of one shape, () or (n,). `equal`: the sides coincide by construction. `amplify`
-    multiplies the rounding allowance where the scale hides a cancellation.
+    multiplies the rounding allowance where the scale hides a cancellation; `beyond` is added to it
+    where a side was estimated.
     """
 
     left: Any
@@ -51,6 +53,7 @@ class Sides(NamedTuple):
     scale: Any
     equal: Any = False
     amplify: Any = 1.0
+    beyond: Any = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +75,14 @@ def _bound(left: str, right: str) -> Callable[[Evidence], Sides]:
         look = lambda name: getattr(e.path if hasattr(e.path, name) else e.bounds, name)
         nothing = jnp.isneginf(e.path.log_scale)  # no injection: both sides are 0
         whole = e.triplets.U.shape[-1] == e.chain.width and "top_k" in left + right
-        return Sides(look(left), look(right), e.path.log_scale, equal=nothing | whole)
+        beyond = _beyond(e) if "log_residual_norm" in (left, right) else 0.0
+        return Sides(look(left), look(right), e.path.log_scale, equal=nothing | whole, beyond=beyond)
 
     return sides
+
+
+def _beyond(e: Evidence) -> Any:
+    return jnp.asarray(e.residual_allowance, e.chain.dtype)
 
 
 def _identity(e: Evidence) -> Sides:
@@ -98,7 +106,7 @@ def _c2(e: Evidence) -> Sides:
     epsilon = jnp.max(e.triplets.alignment_defect[first:], initial=0.0)
     n = e.spine.length  # L-1 terms without `initial`, L with it; n-1 couplings
     ratio = 0.5 * math.log(2) + log_of(xi) + math.log(n) - log_of(gamma) - (n - 1) * jnp.log1p(-epsilon)
-    return Sides(e.path.log_residual_norm, ratio + e.path.log_psi_norm, e.path.log_scale)
+    return Sides(e.path.log_residual_norm, ratio + e.path.log_psi_norm, e.path.log_scale, beyond=_beyond(e))
 
 
 def _propagators(e: Evidence) -> Sides:
@@ -258,7 +266,7 @@ def evaluate(e: Evidence) -> ClaimTable:
     unit = jnp.where(jnp.isneginf(scale), 0.0, scale)
     low, high = jnp.exp(left - unit), jnp.exp(right - unit)
     slack = jnp.where(jnp.isposinf(high) & jnp.isfinite(low), jnp.inf, high - low)
-    allowance = e.allowance * amplify
+    allowance = e.allowance * amplify + column("beyond", dtype)
     # with one propagator on the spine, or in one dimension, the sides of every claim coincide or are far apart
     equal = equal | (e.spine.length == 1 or e.chain.width == 1)
     code, reason = decide(slack, allowance, equal=equal | equality)

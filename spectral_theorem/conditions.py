@@ -165,7 +165,7 @@ def _rows(chain: Any, s: Spine, triplets: Triplets, coherence: Coherence, thresh
     """Collect the entries of every part."""
     first, depth = first_layer(chain), chain.depth
     eps = float(jnp.finfo(chain.dtype).eps)
-    tie = triplets.gap <= 64 * chain.width * eps * triplets.sigma[:, 0]
+    tie = triplets.gap <= 64 * chain.state_size * eps * triplets.sigma[:, 0]
     layer_why = jnp.where(jnp.isnan(triplets.sigma[:, 0]), Reason.NAN, jnp.where(tie, Reason.TIE, Reason.UNRESOLVED))
     known = triplets.resolved
     coupled = known[:-1] & known[1:]

@@ -104,7 +104,15 @@ def _panels(chain: Mapping[str, Any]) -> list[Panel]:
             "σ (dimensionless)",
             [
                 _curve("σ₁", x, columns["sigma1"], columns["sigma_error"], scale, "o", BLUE),
-                _curve("σ₂", x, columns["sigma2"], columns["sigma_error"], scale, "^", VERMILLION),
+                _curve(
+                    "σ₂",
+                    x,
+                    columns["sigma2"],
+                    columns.get("sigma2_error", columns["sigma_error"]),
+                    scale,
+                    "^",
+                    VERMILLION,
+                ),
             ],
             scale=scale,
         ),

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,14 @@ import numpy as np
 from .audio import concatenate, load_audio
 from .chainfile import save_chain
 from .console import Outcome, aligned, exit_code, sweep_text, verdicts, verification_text, working
-from .engine import Granularity
 from .measure import SCOPE, chance_alignment, measure_token
 from .provenance import environment
 from .report import write_report
 from .runs import RunFolder, verification_rows
+from .sequencewise import SEED, measure_sequence, sequence_text
 from .stepwise import GROUP, measure_steps
 from .storage import json_ready, write_atomically
+from .tokenwise import Granularity
 from .types import InputError, refuse
 from .whisper import WhisperModel, load
 from .whisper.contexts import Context, read_basis
@@ -39,6 +40,7 @@ def run(
     concat: bool = False,
     step: int = 0,
     steps: str | None = None,
+    scope: Literal["token", "sequence"] = "token",
     granularity: Granularity = "block",
     tolerance: float | None = None,
     context: Context = "encoder",
@@ -57,6 +59,8 @@ def run(
     audio : recordings, each one clip; with `concat`, joined into one clip with 0.1 s between them.
     step : one token, measured by the dense route.
     steps : several tokens, "all" or a list, measured by the engine; takes the place of `step`.
+    scope : "token", one chain for each of them with the past frozen; or "sequence", one chain of all positions up to
+        the last of them, with nothing frozen.
     granularity, tolerance, context, group : as in `measure_steps`.
     directions, basis : its `basis`, as a number of random directions or a file of given ones.
     dtype : "float64" or "float32", of model and chain.
@@ -77,7 +81,17 @@ def run(
         refuse("both --directions and --basis", "one of them", f"--basis {basis}")
     chosen = directions if basis is None else read_basis(basis)
     config = {"model": model, "audio": list(audio), "concat": concat, "granularity": granularity, "dtype": dtype}
-    if steps is None:
+    if scope == "sequence":
+        if steps is None:
+            refuse("--scope sequence without --steps", "--steps with it", "--steps all")
+        if (context, directions, basis) != ("encoder", None, None):
+            refuse(
+                "--context, --directions or --basis with --scope sequence",
+                "the encoder output, whole",
+                "--scope token with them",
+            )
+        config |= {"steps": steps, "scope": scope, "tolerance": tolerance}
+    elif steps is None:
         config |= {"step": step}
         if (context, directions, basis, tolerance) != ("encoder", None, None, None):
             refuse(
@@ -107,6 +121,8 @@ def run(
                 some = _finished(folder, count, key)
                 if some is not None:
                     pass  # found by the run that was stopped
+                elif scope == "sequence":
+                    some = _whole(network, samples, name, steps or "all", granularity, tolerance)
                 elif steps is None:
                     some = _one(network, samples, name, step, granularity, folder)
                 else:
@@ -122,21 +138,28 @@ def run(
                     )
                     note = SCOPE if whole else f"{SCOPE} {PROJECTED.format(entering)}"
                     about = {"clip": name, "note": note, "chance_kappa": chance_alignment(network.dims.width)}
-                    some = {f"{name}, step {s}": chain | about for s, chain in found.to_dicts().items()}
-                labels = {"clip": name, "granularity": granularity, "context": entering, "dtype": dtype}
+                    said = (lambda token: None) if network.tokenizer is None else network.tokenizer.token
+                    some = {
+                        f"{name}, step {s}": chain | about | {"token_text": said(chain["token"])}
+                        for s, chain in found.to_dicts().items()
+                    }
+                labels = {"clip": name, "scope": scope, "granularity": granularity, "context": entering, "dtype": dtype}
                 _keep(folder, count, key, some, labels)
         except InputError as problem:
             failed[name] = str(problem)
             continue
         chains |= some
-        texts.append(_text(name, some[name]) if steps is None else sweep_text(name, list(some.values())))
+        if scope == "sequence":
+            texts.append(sequence_text(name, some[name]))
+        else:
+            texts.append(_text(name, some[name]) if steps is None else sweep_text(name, list(some.values())))
     if not chains:
         name, problem = next(iter(failed.items()))
         raise InputError(problem if len(failed) == 1 else f"{problem} ({name}; none of {len(failed)} clips was usable)")
     record = {
         "verb": "measure",
         "config": config,
-        "seeds": [],
+        "seeds": [SEED] if scope == "sequence" else [],
         "dtype": dtype,
         "model_digest": digest,
         "verdicts": {name: verdicts(chain) for name, chain in chains.items()},
@@ -183,7 +206,7 @@ def _keep(folder: RunFolder | None, count: int, key: str, chains: dict[str, Any]
     if folder is None:
         return
     folder.begin()
-    about = {"component": "decoder", "scope": "token", **labels}
+    about = {"component": "decoder", **labels}
     rows = [row for c in chains.values() for row in verification_rows(c, **about, step=c["step"])]
     folder.write_table(rows, part=f"{count:04d}")
     (folder.path / FINISHED).mkdir(exist_ok=True)
@@ -207,6 +230,14 @@ def _one(
         file = folder.path / f"{name.replace('/', '_')}.npz"
         save_chain(file, found.chain, {"thresholds": chain["thresholds"]})
     return {name: chain}
+
+
+def _whole(
+    network: WhisperModel, samples: Any, name: str, steps: str, granularity: Granularity, tolerance: float | None
+) -> dict[str, Any]:
+    """Measure all positions of a clip together."""
+    found = measure_sequence(network, samples, steps=steps, granularity=granularity, tolerance=tolerance).to_dict()
+    return {name: found | {"clip": name, "chance_kappa": chance_alignment(found["state_size"])}}
 
 
 def _clips(audio: Sequence[Path], concat: bool) -> dict[str, Sequence[Path]]:

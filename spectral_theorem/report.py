@@ -17,6 +17,17 @@ from typing import Any
 from .console import MEANINGS, NAMES, number, verdict_in_words
 from .runs import RunRecord, read_run
 from .storage import write_atomically
+from .sweep_words import (
+    STEP_COLUMNS,
+    clips_of,
+    close_ups,
+    hypothesis_rows,
+    judgement_caption,
+    map_caption,
+    step_row,
+    sweep_in_words,
+    token_text,
+)
 from .wording import (
     BOUND_CAPTION,
     BOUND_WORDS,
@@ -36,8 +47,9 @@ AGAIN = "This checks those once more and compares the verdicts:"
 ANEW = "The verb and the config above make them anew."
 LAYER_COLUMNS = {
     "σ₁": "sigma1",
+    "± σ₁": "sigma_error",
     "σ₂": "sigma2",
-    "± σ": "sigma_error",
+    "± σ₂": "sigma2_error",
     "ξ": "xi",
     "± ξ": "xi_error",
     "|κ|": "kappa_abs",
@@ -49,7 +61,8 @@ LAYER_COLUMNS = {
 }
 HEARD = ("clip", "condition", "said", "heard", "outcome")
 LABELS = ("component", "granularity", "scope", "context", "condition", "step", "dtype")
-TOLD = {"title", "note", "transcript", "chance_kappa"}  # shown elsewhere on the page
+FIGURES = ("conditions_figure", "layers_figure", "bounds_figure")
+TOLD = {"title", "note", "transcript", "chance_kappa", "clip"}  # shown elsewhere on the page
 
 
 def write_report(path: str | os.PathLike[str]) -> Path:
@@ -71,7 +84,8 @@ def write_report(path: str | os.PathLike[str]) -> Path:
 
     Notes
     -----
-    The same files give the same page, byte for byte. About half a second per chain.
+    The same files give the same page, byte for byte. About half a second per chain; clips that were measured at
+    several tokens get maps and a table, and take a second each.
 
     References
     ----------
@@ -108,30 +122,37 @@ def report_html(run: RunRecord, *, name: str, kept: Sequence[str] = ()) -> str:
     from .canvas import VERDICTS
 
     summary = run.summary
-    labels = _labels(run)
+    labels, every = _labels(run), summary.get("chains", {})
+    swept = clips_of(every)
+    clips = [
+        _clip_view(clip, some, f"clip-{i}", labels.get(clip, {})) for i, (clip, some) in enumerate(swept.items(), 1)
+    ]
+    apart = set().union(*swept.values())
     chains = [
         _chain_view(key, chain, identity=f"chain-{index}", labels=labels.get(key, {}))
-        for index, (key, chain) in enumerate(summary.get("chains", {}).items(), 1)
+        for index, (key, chain) in enumerate(every.items(), 1)
+        if key not in apart
     ]
-    warnings = [] if chains else ["This run holds no chain."]
+    warnings = [] if every else ["This run holds no chain."]
     if summary.get("status") != "done":
         warnings.append("This run was not finished when the page was written: what follows may be incomplete.")
     verb = str(summary.get("verb", "run"))
     return _template().render(
-        title=chains[0]["title"] if len(chains) == 1 else f"{verb}: {len(chains)} chains",
+        title=_title(verb, clips, chains),
         run_id=summary["run_id"],
         written=summary.get("written", ""),
         warnings=warnings,
         signs={verdict: {"colour": colour, "sign": sign} for verdict, (_, colour, sign) in VERDICTS.items()},
         hypotheses=list(NAMES.values()),
-        overall=_overall(summary.get("chains", {})),
+        overall=_overall(every),
         chains=chains,
+        clips=clips,
         heard=[[str(row[name] or "-") for name in HEARD] for row in summary.get("heard", [])],
         heard_head=list(HEARD),
         failed=list(summary.get("failed", {}).items()),
         provenance=_provenance(run),
         config=json.dumps(summary.get("config", {}), indent=1, ensure_ascii=False),
-        replay=f"Of {len(chains)} chains the folder keeps {len(kept)}. {AGAIN if kept else ANEW}",
+        replay=f"Of {len(every)} chains the folder keeps {len(kept)}. {AGAIN if kept else ANEW}",
         command=f"spectral-theorem verify {shlex.quote(name)}" if kept else "",
     )
 
@@ -156,7 +177,63 @@ def _labels(run: RunRecord) -> dict[str, dict[str, str]]:
     return {clip: joined(entry) for clip, entry in found.items()}
 
 
-def _chain_view(name: str, chain: Mapping[str, Any], *, identity: str, labels: dict[str, str]) -> dict[str, Any]:
+def _title(verb: str, clips: Sequence[Any], chains: Sequence[Any]) -> str:
+    if len(clips) + len(chains) == 1:
+        return [*clips, *chains][0]["title"]
+    counts = [(len(clips), "clips"), (len(chains), "chains")]
+    return f"{verb}: " + " and ".join(
+        f"{count} {what}" for count, what in counts if count or (what == "chains" and not clips)
+    )
+
+
+def _clip_view(clip: str, chains: Mapping[str, Any], identity: str, labels: dict[str, str]) -> dict[str, Any]:
+    """Collect what the page says about one clip that was measured at several tokens."""
+    # here, so that a command that writes no page does not wait for matplotlib
+    from .step_figure import judgement_figure
+    from .sweep_figure import map_figure
+
+    several, shown = list(chains.values()), close_ups(chains)
+    first = several[0]
+    facts = {"tokens measured": str(len(several)), "layers": str(len(first["layers"]))}
+    facts |= {name: value for name, value in labels.items() if name != "step"}
+    facts |= {"duration": f"{number(first['duration'])} s"} if "duration" in first else {}
+    facts |= {"context size": f"{first['context_size']:,}"} if "context_size" in first else {}
+    links = {key: f"{identity}-{index}" for index, key in enumerate(shown, 1)}
+    rows = [step_row(chain, token_text(chain)) | {"link": links.get(key)} for key, chain in chains.items()]
+    figures = [("maps", map_figure, map_caption), ("bounds and hypotheses", judgement_figure, judgement_caption)]
+    return {
+        "id": identity,
+        "title": clip,
+        "words": sweep_in_words(several),
+        "note": first.get("note"),
+        "transcript": first.get("transcript"),
+        "facts": list(facts.items()),
+        "hypotheses": hypothesis_rows(several),
+        "figures": [
+            _figure(draw(several), f"{kind} of {clip}", identity, words(several)) for kind, draw, words in figures
+        ],
+        "head": STEP_COLUMNS,
+        "rows": rows,
+        "close": [
+            _chain_view(key, chains[key], identity=links[key], labels={}, drawn=False)
+            | {"title": f"Step {chains[key]['step']} {token_text(chains[key])}", "note": None, "transcript": None}
+            for key in shown
+        ],
+    }
+
+
+def _figure(drawn: Any, label: str, salt: str, caption: str) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    from .canvas import to_svg
+
+    svg = to_svg(drawn, salt=f"{salt}-{label.split(' of ')[0]}", label=f"{label}; the numbers are in the table below")
+    return {"svg": Markup(svg), "caption": caption}
+
+
+def _chain_view(
+    name: str, chain: Mapping[str, Any], *, identity: str, labels: dict[str, str], drawn: bool = True
+) -> dict[str, Any]:
     """Collect all that the page says about one chain."""
     title = chain.get("title") or name
     conditions, claims = chain["conditions"], chain["claims"]
@@ -183,23 +260,16 @@ def _chain_view(name: str, chain: Mapping[str, Any], *, identity: str, labels: d
         "layer_rows": _layer_rows(chain),
         "bounds": _bounds(chain),
         "claims": [_claim_row(key, claim, conditions) for key, claim in claims.items()],
-    } | _figures(chain, identity, title)
+    } | (_figures(chain, identity, title) if drawn else dict.fromkeys(FIGURES))
 
 
 def _figures(chain: Mapping[str, Any], identity: str, title: str) -> dict[str, Any]:
     """Draw the figures of one chain; None where there is nothing to draw."""
-    # here, so that a command that writes no page does not wait for matplotlib
-    from markupsafe import Markup
-
-    from .canvas import to_svg
     from .figures import bound_figure, condition_figure
     from .layer_figure import MARKED, layer_figure
 
-    def figure(kind: str, drawn: Any, caption: str) -> dict[str, Any]:
-        svg = to_svg(drawn, salt=f"{identity}-{kind}", label=f"{kind} of {title}; the numbers are in the table below")
-        return {"svg": Markup(svg), "caption": caption}
-
-    found: dict[str, Any] = {"conditions_figure": None, "bounds_figure": None}
+    figure = lambda kind, drawn, caption: _figure(drawn, f"{kind} of {title}", identity, caption)
+    found: dict[str, Any] = dict.fromkeys(FIGURES)
     if any(condition["verdict"] != "NOT_APPLICABLE" for condition in chain["conditions"].values()):
         found["conditions_figure"] = figure("conditions", condition_figure(chain), CONDITION_CAPTION)
     found["layers_figure"] = figure("layers", layer_figure(chain), layer_caption(chain, marked=MARKED))
@@ -252,7 +322,7 @@ def _layer_rows(chain: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for index, layer in enumerate(chain["layers"]):
         title = f"{layer['layer']} {names[index]}" if index < len(names) else str(layer["layer"])
-        cells = [_error(layer[key]) if "error" in key else number(layer[key]) for key in LAYER_COLUMNS.values()]
+        cells = [_error(layer.get(key)) if "error" in key else number(layer[key]) for key in LAYER_COLUMNS.values()]
         remarks = ["" if layer["resolved"] else "not resolved", "" if layer["certified"] else "estimate"]
         rows.append([title, *cells, ", ".join(filter(None, remarks))])
     return rows

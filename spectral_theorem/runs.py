@@ -27,7 +27,7 @@ SUMMARY = "summary.json"
 TABLE = "table"
 LAYER_QUANTITIES = {
     "sigma1": ("sigma_error", "1"),
-    "sigma2": ("sigma_error", "1"),
+    "sigma2": ("sigma2_error", "1"),
     "xi": ("xi_error", "1"),
     "kappa_abs": ("kappa_error", "1"),
     "misalignment": ("", "1"),

@@ -6,7 +6,7 @@ the token's own position the two propagators agree exactly, and everything else 
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -65,29 +65,54 @@ class ScopeComparison:
     frozen_error_se: float
     probes: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers, JSON-ready: one entry per layer, and what freezing costs."""
+        number = lambda x: float(x) if math.isfinite(float(x)) else None
+
+        def layer(i: int, t: Triplets) -> dict[str, Any]:
+            kappa = number(abs(t.kappa[i])) if i + 1 < len(self.names) else None
+            return {"sigma1": number(t.sigma[i, 0]), "xi": number(t.xi[i]), "kappa_abs": kappa}
+
+        shares = ("own_share", "branch_share", "whole_share", "block_check")
+        return {
+            "position": self.position,
+            "frozen_error": number(self.frozen_error),
+            "frozen_error_se": number(self.frozen_error_se),
+            "probes": self.probes,
+            "layers": [
+                {"name": name, "token": layer(i, self.token), "sequence": layer(i, self.sequence)}
+                | {share: number(getattr(self, share)[i]) for share in shares}
+                for i, name in enumerate(self.names)
+            ],
+        }
+
     def table(self) -> str:
         """Return one line per layer, token scope beside sequence scope."""
-        head = [
-            "layer",
-            "sigma1",
-            "in sequence",
-            "xi",
-            "in sequence",
-            "|kappa|",
-            "in sequence",
-            "own share",
-            "of branch",
+        return comparison_table(self.to_dict())
+
+
+def comparison_table(comparison: Mapping[str, Any]) -> str:
+    """Return one line per layer, token scope beside sequence scope.
+
+    Parameters
+    ----------
+    comparison : as `ScopeComparison.to_dict` gives it.
+    """
+    sides, pairs = ("token", "sequence"), (("sigma1", "sigma1"), ("xi", "xi"), ("|kappa|", "kappa_abs"))
+    head = ["layer", *(title for name, _ in pairs for title in (name, "in sequence")), "own share", "of branch"]
+    cell = lambda x: "" if x is None else f"{x:.4f}"
+    body = [
+        [
+            entry["name"],
+            *(cell(entry[side][key]) for _, key in pairs for side in sides),
+            cell(entry["own_share"]),
+            cell(entry["branch_share"]),
         ]
-        body = []
-        for i, name in enumerate(self.names):
-            pairs = [(each.sigma[i, 0], each.xi[i]) for each in (self.token, self.sequence)]
-            last = i == len(self.names) - 1
-            kappas = ["" if last else f"{abs(float(t.kappa[i])):.4f}" for t in (self.token, self.sequence)]
-            gains = [f"{float(pair[k]):.4f}" for k in (0, 1) for pair in pairs]
-            shares = [f"{float(self.own_share[i]):.4f}", f"{float(self.branch_share[i]):.4f}"]
-            body.append([name, *gains, *kappas, *shares])
-        error = f"{self.frozen_error:.4f} +- {self.frozen_error_se:.4f}"
-        return f"{aligned([head, *body])}\nposition {self.position}: frozen against total derivative {error}"
+        for entry in comparison["layers"]
+    ]
+    error = f"{comparison['frozen_error']:.4f} +- {comparison['frozen_error_se']:.4f}"
+    lines = aligned([head, *body])
+    return f"{lines}\nposition {comparison['position']}: frozen against total derivative {error}"
 
 
 def sequence_chain(maps: SequenceMaps) -> OperatorChain:
@@ -201,6 +226,7 @@ def compare_scopes(
     position: int,
     granularity: str = "block",
     probes: int = 16,
+    known: tuple[SequenceMaps, Triplets] | None = None,
 ) -> ScopeComparison:
     r"""Compare a token's layers with the past frozen and with the past free.
 
@@ -214,6 +240,7 @@ def compare_scopes(
         not used, for no earlier position looks at them.
     probes : directions of the output along which the derivatives are compared; D or more takes all of them,
         and then there is no error.
+    known : maps and triplets of the sequence up to `position`, where they were computed already.
 
     Returns
     -------
@@ -248,7 +275,7 @@ def compare_scopes(
     frozen = token_layers(model, encoder_output, tokens, position, granularity)
     until = tokens[: position + 1]
     free = sequence_layers(model, encoder_output, until, granularity)
-    maps = sequence_maps(model, encoder_output, until, granularity)
+    maps = sequence_maps(model, encoder_output, until, granularity) if known is None else known[0]
     for_start, for_norm, for_probes = jax.random.split(key, 3)
 
     own = operators(frozen.layers, frozen.state, frozen.context)
@@ -272,8 +299,8 @@ def compare_scopes(
     lost, whole_size = [], []
     for some in jnp.split(directions, np.arange(_DIRECTIONS_AT_ONCE, count, _DIRECTIONS_AT_ONCE)):
         placed = jnp.zeros((some.shape[0], chain.width), chain.dtype).at[:, start:].set(some)
-        total = _context_rows(free.layers, free.state, free.context, placed)
-        kept = _context_rows(frozen.layers, frozen.state, frozen.context, some)
+        total = context_rows(free.layers, free.state, free.context, placed)
+        kept = context_rows(frozen.layers, frozen.state, frozen.context, some)
         lost.append(jnp.sum((total - kept) ** 2, axis=1))
         whole_size.append(jnp.sum(total**2, axis=1))
     error, spread = _ratio(np.concatenate(lost), np.concatenate(whole_size))
@@ -281,7 +308,7 @@ def compare_scopes(
         names=frozen.names,
         position=position,
         token=decompose(own),
-        sequence=sequence_triplets(chain, key=for_start),
+        sequence=sequence_triplets(chain, key=for_start) if known is None else known[1],
         own_share=mine / (mine + past),
         branch_share=jnp.where(added + past > 0, added / jnp.where(added + past > 0, added + past, 1.0), 1.0),
         whole_norm=whole,
@@ -307,20 +334,22 @@ def _rows_of_position(chain: OperatorChain, width: int, start: int) -> tuple[Any
 
 
 def _both_ways(linear: Any, state: Any) -> tuple[Any, Any]:
-    return lambda x: _pushed(linear, x), lambda y: _pulled(linear, state, y)
+    return lambda x: push_rows(linear, x), lambda y: pull_rows(linear, state, y)
 
 
 @jax.jit
-def _pushed(linear: Any, x: Any) -> Any:
+def push_rows(linear: Any, x: Any) -> Any:
+    """Apply a linear map to every row of x; maps that differ in their arrays only compile once."""
     return jax.vmap(linear)(x)
 
 
 @jax.jit
-def _pulled(linear: Any, state: Any, y: Any) -> Any:
-    return jax.vmap(lambda row: jax.linear_transpose(linear, state)(row)[0])(y)
+def pull_rows(linear: Any, like: Any, y: Any) -> Any:
+    """Apply the transpose of a linear map to every row of y; `like` has the shape of its input."""
+    return jax.vmap(lambda row: jax.linear_transpose(linear, like)(row)[0])(y)
 
 
-def _context_rows(layers: Sequence[Any], state: Any, context: Any, y: Any) -> Any:
+def context_rows(layers: Sequence[Any], state: Any, context: Any, y: Any) -> Any:
     """Return y^T J of the whole stack, (m, C), a layer at a time from the last to the first."""
     states = [state]
     for layer in layers[:-1]:

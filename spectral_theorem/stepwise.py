@@ -4,18 +4,19 @@ Tokens go in groups, each group's leading vectors started from those of the toke
 """
 
 import dataclasses
-import operator
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from .audio import load_audio
-from .engine import BUCKET, Granularity, Sweep, chain_layers, sweep_tokens
+from .engine import BUCKET, Sweep, sweep_tokens
+from .provenance import free_memory
+from .steps import chosen_steps
 from .summary import to_plain
+from .tokenwise import Granularity, chain_layers
 from .types import Thresholds, refuse
 from .whisper import Dims, Transcription, WhisperModel, encode_audio, greedy, token_factors, transcriptions
 from .whisper.contexts import DIRECTIONS, Context, context_directions
@@ -170,54 +171,6 @@ def measure_steps(
     )
 
 
-def chosen_steps(steps: str | Sequence[int], available: int) -> tuple[int, ...]:
-    """Return the steps that are meant, in rising order.
-
-    Parameters
-    ----------
-    steps : "all", a list such as "0,2,5-7", or numbers.
-    available : steps of the transcript.
-
-    Raises
-    ------
-    InputError
-        If nothing is meant, a step is no whole number, a range runs backwards, or the transcript has not as many.
-
-    Examples
-    --------
-    >>> chosen_steps("0,2-3", 5), chosen_steps("all", 2)
-    ((0, 2, 3), (0, 1))
-    """
-    hint, whole = '--steps all, or a list such as "0,2,5-7"', "whole numbers from 0, with commas and ranges"
-    if isinstance(steps, str):
-        if steps.strip() == "all":
-            return tuple(range(available))
-        numbers: list[int] = []
-        for part in filter(None, (part.strip() for part in steps.split(","))):
-            low, dash, high = part.partition("-")
-            ends = (low, high) if dash else (low, low)
-            if not all(end.isdecimal() for end in ends):
-                refuse(f"steps {steps!r}", whole, hint)
-            # a range is checked before it is written out, and a number by its length before it is read
-            beyond = [end for end in ends if len(end.lstrip("0")) > 9 or int(end) >= available]
-            if beyond:
-                refuse(f"step {beyond[-1][:20]}", f"0 to {available - 1}, the steps of this transcript", hint)
-            if int(ends[1]) < int(ends[0]):
-                refuse(f"steps {part!r}, which run backwards", "ranges from the lower to the higher step", hint)
-            numbers.extend(range(int(ends[0]), int(ends[1]) + 1))
-    else:
-        try:
-            numbers = [operator.index(step) for step in steps]
-        except TypeError:
-            refuse(f"steps {steps!r}", whole, hint)
-    if not numbers:
-        refuse(f"steps {steps!r}, which name no token", f"some of 0 to {available - 1}", hint)
-    beyond = [step for step in numbers if not 0 <= step < available]
-    if beyond:
-        refuse(f"step {beyond[0]}", f"0 to {available - 1}, the steps of this transcript", hint)
-    return tuple(sorted(set(numbers)))
-
-
 def sweep_bytes(dims: Dims, itemsize: int, granularity: Granularity, tokens: int) -> int:
     """Estimate the memory of a sweep beside the model, in bytes: what grows with D squared or with tokens."""
     d, layers = dims.width, len(chain_layers(dims.decoder_layers, granularity))
@@ -233,7 +186,7 @@ def _affordable(dims: Dims, itemsize: int, granularity: Granularity, group: int,
     """Return the group if it fits into memory; refuse it with one that does otherwise."""
     if group < 1:
         refuse(f"group={group}", "at least one token at once", f"group={GROUP}")
-    limit = _free_memory() if memory is None else memory
+    limit = free_memory() if memory is None else memory
     # a group is filled up to a multiple
     need = lambda tokens: sweep_bytes(dims, itemsize, granularity, -(-tokens // BUCKET) * BUCKET)
     if need(group) <= limit:
@@ -245,13 +198,3 @@ def _affordable(dims: Dims, itemsize: int, granularity: Granularity, group: int,
         f"at most {limit / 1e9:.2g} GB",
         hint,
     )
-
-
-def _free_memory() -> float:
-    """Return the bytes that programs may still take, or inf where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        # what is free alone leaves out caches, which are given up when memory is asked for
-        return float(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))) * 1024
-    except (OSError, StopIteration):
-        return float("inf")

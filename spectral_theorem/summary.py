@@ -39,6 +39,7 @@ def to_plain(v: Any) -> dict[str, Any]:
             "sigma1": _plain(t.sigma[i, 0]),
             "sigma2": _plain(t.sigma[i, 1]),
             "sigma_error": _plain(t.sigma_error[i]),
+            "sigma2_error": _plain(t.sigma2_error[i]),
             "xi": _plain(t.xi[i]),
             "xi_error": _plain(t.xi_error[i]),
             "kappa_abs": at(np.abs(t.kappa)),

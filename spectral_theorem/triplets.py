@@ -201,6 +201,7 @@ def assemble(
         rho_error=rho_error,
         lam_error=lam_error,
         sigma_error=sigma_error,
+        sigma2_error=residual + excess,
         xi_error=xi_error,
         resolved=resolved,
         certified=certified,

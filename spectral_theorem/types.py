@@ -275,6 +275,11 @@ class LayerChain:
         return self.propagators.shape[-1]
 
     @property
+    def state_size(self) -> int:
+        """Size of the state that rounding is counted in; more than D where few numbers stand for a wider state."""
+        return self.width
+
+    @property
     def context_size(self) -> int:
         """Context size C; 0 when there is no context."""
         for g in (self.injections, self.initial):
@@ -320,9 +325,10 @@ class Triplets:
     vector_error : (L,)  angle (radians) within which u and v are known, Wedin; pi/2 when nothing is known.
     coupling_error : (L-1,)  angle error of :math:`\varphi_l = \angle(u_l, v_{l+1})`.
     kappa_error, rho_error, lam_error : (L-1,)  what that angle error means for each.
-    sigma_error, xi_error : (L,)  error bars of :math:`\sigma_1` and :math:`\xi`.
+    sigma_error, sigma2_error, xi_error : (L,)  error bars of :math:`\sigma_1`, :math:`\sigma_2` and :math:`\xi`.
     resolved : (L,) bool  residual/gap <= 1e-3 and gap > 64 D eps sigma_1.
-    certified : (L,) bool  True for a dense SVD, False for a converged estimate.
+    certified : (L,) bool  True for a dense SVD, and where a Cholesky factorisation proves that nothing larger is
+        left; False for a converged estimate.
     U, V : (L, D, K), sigma_top : (L, K+1)  leading K for the top-K bound; last entry 0 when K=D.
     """
 
@@ -343,6 +349,7 @@ class Triplets:
     rho_error: Float[Array | np.ndarray, "*batch couplings"]
     lam_error: Float[Array | np.ndarray, "*batch couplings"]
     sigma_error: Float[Array | np.ndarray, "*batch L"]
+    sigma2_error: Float[Array | np.ndarray, "*batch L"]
     xi_error: Float[Array | np.ndarray, "*batch L"]
     resolved: Bool[Array | np.ndarray, "*batch L"]
     certified: Bool[Array | np.ndarray, "*batch L"]
@@ -413,7 +420,7 @@ def tolerance(chain: Any, scale: Any = 1.0) -> Any:
 
     Parameters
     ----------
-    chain : anything with `depth`, `width` and `dtype`.
+    chain : anything with `depth`, `width` and `dtype`; where it has a `state_size`, D is that.
     scale : number or array; :math:`\sum_k S_{L,k}\|G_k\|_F` for residuals and bounds,
         :math:`S_{L,k}` for propagator norms, 1 for conditions.
 
@@ -424,4 +431,4 @@ def tolerance(chain: Any, scale: Any = 1.0) -> Any:
     True
     """
     eps = float(jnp.finfo(chain.dtype).eps)
-    return 16.0 * eps * chain.depth * math.sqrt(chain.width) * scale
+    return 16.0 * eps * chain.depth * math.sqrt(getattr(chain, "state_size", chain.width)) * scale

@@ -109,6 +109,8 @@ class Measure:
     """Generated token to linearise at, from 0, end of text included; by the dense route."""
     steps: Annotated[str | None, arg(metavar="LIST|all", help_behavior_hint="(default: --step)")] = None
     """Generated tokens, such as 0,2,5-7; by the engine, for any number of them."""
+    scope: Literal["token", "sequence"] = "token"
+    """With --steps: a chain for each token, its past frozen, or one of all positions together, with nothing frozen."""
     granularity: Literal["block", "sub-block"] = "block"
     """One layer per decoder block, or one per attention and MLP part."""
     tolerance: Number = None

@@ -151,6 +151,8 @@ def judge(
     log_products: Any,
     lyapunov: Any = None,
     allowance: Any = 0.0,
+    residual_allowance: Any = 0.0,
+    cone: Scaled | None = None,
 ) -> Verification:
     r"""Check a chain whose triplets, dominant path and products are known already.
 
@@ -161,6 +163,8 @@ def judge(
     log_products : (L,)  :math:`\log\|W_L\cdots W_l\|_2` for l = 1..L.
     lyapunov : exponents, if they were computed otherwise.
     allowance : what the given numbers may be off by, in units of each statement's scale, beyond rounding.
+    residual_allowance : the same for claims about :math:`\|R_\Sigma\|_F` alone.
+    cone : (D,)  :math:`W_L\cdots W_{first}v_{first}`, if it was computed otherwise.
 
     Returns
     -------
@@ -175,7 +179,7 @@ def judge(
     bounds = residual_bounds(chain, triplets, path=path, coherence=coherence)
     conditions = check_conditions(chain, triplets, thresholds, coherence=coherence)
     regime = classify(chain, triplets, thresholds, bounds=bounds, lyapunov=lyapunov)
-    cone = _cone_output(s)
+    cone = _cone_output(s) if cone is None else cone
     evidence = Evidence(
         chain=chain,
         spine=s,
@@ -189,6 +193,7 @@ def judge(
         cone_output=cone.value / jnp.where(norm(cone.value) > 0, norm(cone.value), 1.0),
         log_cone_output=log_norm(cone),
         allowance=jnp.asarray(tolerance(chain) + allowance, chain.dtype),
+        residual_allowance=residual_allowance,
     )
     return Verification(
         conditions=conditions,

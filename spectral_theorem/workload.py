@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from matfree import decomp
 
-from .engine import certified, injection_triplets, layer_triplets, sweep_tokens
+from .certificate import certified
+from .engine import injection_triplets, layer_triplets, sweep_tokens
 from .krylov import leading_triplets
 from .lanczos import Leading, SingularTriplets
 from .timing import Side

@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from spectral_theorem.claims import CLAIMS, Evidence, evaluate
-from spectral_theorem.path import first_layer, spine
+from spectral_theorem.path import spine
 from spectral_theorem.scaled import norm
 from spectral_theorem.types import Verdict, tolerance
-from spectral_theorem.verification import _products
+from spectral_theorem.verification import _cone_output, _log_products
 
 
 @jax.jit
 def _table(chains: Any, found: Any, changed: Any) -> Any:
     def one(chain: Any, v: Any, changed: Any) -> Any:
         s = spine(chain, v.triplets)
-        log_products, cone = _products(chain, s, first_layer(chain))
+        cone = _cone_output(s)
         evidence = Evidence(
             chain=chain,
             spine=s,
@@ -26,7 +26,7 @@ def _table(chains: Any, found: Any, changed: Any) -> Any:
             **changed["parts"],
             conditions=v.conditions,
             thresholds=v.thresholds,
-            log_products=log_products + changed["log_products"],
+            log_products=_log_products(chain) + changed["log_products"],
             cone_output=cone.value / norm(cone.value),
             log_cone_output=cone.log + jnp.log(norm(cone.value)),
             allowance=jnp.asarray(tolerance(chain), chain.dtype),

@@ -14,7 +14,8 @@ import pytest
 
 from spectral_theorem import carried, cli, measured, stepwise
 from spectral_theorem.runs import read_run
-from spectral_theorem.stepwise import chosen_steps, measure_steps, sweep_bytes
+from spectral_theorem.steps import chosen_steps
+from spectral_theorem.stepwise import measure_steps, sweep_bytes
 from spectral_theorem.types import InputError, Verdict
 from spectral_theorem.whisper import Dims, random_model
 from spectral_theorem.whisper.generation import Generation

@@ -117,6 +117,8 @@ def test_error_bars_contain_the_exact_numbers():
     exactly = lambda x: [Decimal(float(value)) for value in x]
     sigma = [Decimal(x) for x in map(float, t.sigma[:, 0])]
     assert (number(s - a[0] for s, a in zip(sigma, answers, strict=True)) <= t.sigma_error).all()
+    second = [Decimal(x) for x in map(float, t.sigma[:, 1])]
+    assert (number(s - a[1] for s, a in zip(second, answers, strict=True)) <= t.sigma2_error).all()
     xi = number(s - a[1] / a[0] for s, a in zip(exactly(t.xi), answers, strict=True))
     assert (xi <= t.xi_error).all()
     for vectors, which in ((t.u, 2), (t.v, 3)):

@@ -309,6 +309,21 @@ def cross_context_map(parameters: Parameters, point: ContextPoint, x: Array) -> 
     return _out(attention, mixed).ravel()
 
 
+def context_frames(injection: Any, start: int, stop: int) -> Any:
+    """Return the columns of an injection that belong to the frames from `start` to before `stop`, as a map.
+
+    Parameters
+    ----------
+    injection : one of `SequenceMaps.injections`. start, stop : frames, 0 to F.
+    """
+    cut = lambda x: (
+        dataclasses.replace(x, weights=x.weights[:, :, start:stop], values=x.values[:, start:stop])
+        if isinstance(x, ContextPoint)
+        else x
+    )
+    return Partial(injection.func, *map(cut, injection.args))
+
+
 def no_context_map(nothing: Array, x: Array) -> Array:
     """Apply the injection of a sub-block that the context does not enter."""
     return nothing + jnp.zeros((), x.dtype) * x.sum()
