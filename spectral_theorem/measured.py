@@ -77,6 +77,9 @@ def run(
     InputError
         Unusable model or folder, or no clip that can be used.
     """
+    if directions is not None and basis is not None:
+        refuse("both --directions and --basis", "one of them", f"--basis {basis}")
+    chosen = directions if basis is None else read_basis(basis)
     config = {"model": model, "audio": list(audio), "concat": concat, "granularity": granularity, "dtype": dtype}
     if scope == "sequence":
         if steps is None:
@@ -97,9 +100,6 @@ def run(
     else:
         config |= {"steps": steps, "tolerance": tolerance, "group": group, "context": context, "basis": directions}
         config |= {"basis_file": None if basis is None else hashlib.blake2b(basis.read_bytes()).hexdigest()}
-    if directions is not None and basis is not None:
-        refuse("both --directions and --basis", "one of them", f"--basis {basis}")
-    chosen = directions if basis is None else read_basis(basis)
     whole = context == "encoder" and chosen is None
     entering = "encoder_output" if whole else f"{context}, {'random directions' if basis is None else basis.name}"
     with working(f"loading {model}"):
