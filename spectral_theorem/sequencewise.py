@@ -291,12 +291,12 @@ def sequence_bytes(dims: Dims, itemsize: int, granularity: Granularity, position
     read = sum(min(4 + depth - k, state) for k in range(parts, depth + 1, parts))
     stages = {
         "triplets": 1.5 * min(384, state) * state + weights + point + 8 * positions * (hidden + 8 * d),
-        "rows": read * state + 2 * read**2 + 4 * 2**28 / itemsize,
+        "rows": read * state + 2 * read**2 + 5 * 2**26 / itemsize,
         "residual": (3 * PROBES + 4 * ROWS_AT_ONCE) * context + 200 * state,
         "scopes": 130 * depth * state + 60 * context + 3 * depth * d * d,
     }
     # small models never fill a whole part of the rows
-    stages["rows"] = min(stages["rows"], read * state + 2 * read**2 + 4 * read * context)
+    stages["rows"] = min(stages["rows"], read * state + 2 * read**2 + 5 * read * context)
     return int(itemsize * (kept + max(stages.values())))
 
 

@@ -19,7 +19,7 @@ from .scaled import Scaled, norm
 from .types import Thresholds, Triplets, container
 from .verification import Verification, judge
 
-_BYTES = 2**28  # aimed-at size of the rows that are reduced at once
+_BYTES = 2**26  # aimed-at size of the rows that are reduced at once
 
 
 @container
