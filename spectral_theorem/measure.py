@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .engine import Granularity
 from .linearization import OperatorChain, operators
 from .profile import depth_profile
+from .tokenwise import Granularity
 from .types import LayerChain, Thresholds
 from .verification import Verification, verify
 from .whisper import Transcription, WhisperModel, encode_audio, greedy, transcriptions

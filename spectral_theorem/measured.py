@@ -16,7 +16,6 @@ import numpy as np
 from .audio import concatenate, load_audio
 from .chainfile import save_chain
 from .console import Outcome, aligned, exit_code, sweep_text, verdicts, verification_text, working
-from .engine import Granularity
 from .measure import SCOPE, chance_alignment, measure_token
 from .provenance import environment
 from .report import write_report
@@ -24,6 +23,7 @@ from .runs import RunFolder, verification_rows
 from .sequencewise import SEED, measure_sequence, sequence_text
 from .stepwise import GROUP, measure_steps
 from .storage import json_ready, write_atomically
+from .tokenwise import Granularity
 from .types import InputError, refuse
 from .whisper import WhisperModel, load
 from .whisper.contexts import Context, read_basis
@@ -77,6 +77,9 @@ def run(
     InputError
         Unusable model or folder, or no clip that can be used.
     """
+    if directions is not None and basis is not None:
+        refuse("both --directions and --basis", "one of them", f"--basis {basis}")
+    chosen = directions if basis is None else read_basis(basis)
     config = {"model": model, "audio": list(audio), "concat": concat, "granularity": granularity, "dtype": dtype}
     if scope == "sequence":
         if steps is None:
@@ -97,9 +100,6 @@ def run(
     else:
         config |= {"steps": steps, "tolerance": tolerance, "group": group, "context": context, "basis": directions}
         config |= {"basis_file": None if basis is None else hashlib.blake2b(basis.read_bytes()).hexdigest()}
-    if directions is not None and basis is not None:
-        refuse("both --directions and --basis", "one of them", f"--basis {basis}")
-    chosen = directions if basis is None else read_basis(basis)
     whole = context == "encoder" and chosen is None
     entering = "encoder_output" if whole else f"{context}, {'random directions' if basis is None else basis.name}"
     with working(f"loading {model}"):
@@ -197,7 +197,8 @@ def _finished(folder: RunFolder | None, count: int, key: str) -> dict[str, Any] 
         kept = json.loads((folder.path / FINISHED / f"{count:04d}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return kept["chains"] if isinstance(kept, dict) and kept.get("samples") == key else None
+    chains = kept.get("chains") if isinstance(kept, dict) and kept.get("samples") == key else None
+    return chains if isinstance(chains, dict) and chains else None
 
 
 def _keep(folder: RunFolder | None, count: int, key: str, chains: dict[str, Any], labels: dict[str, str]) -> None:

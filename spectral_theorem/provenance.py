@@ -63,3 +63,13 @@ def environment() -> dict[str, Any]:
         "platform": f"{sys.platform} {platform.machine()}",
         "commit": source_commit(),
     }
+
+
+def free_memory() -> float:
+    """Return the bytes that programs may still take, or inf where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        # what is free alone leaves out caches, which are given up when memory is asked for
+        return float(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))) * 1024
+    except (OSError, StopIteration):
+        return float("inf")

@@ -196,7 +196,8 @@ def _clip_view(clip: str, chains: Mapping[str, Any], identity: str, labels: dict
     first = several[0]
     facts = {"tokens measured": str(len(several)), "layers": str(len(first["layers"]))}
     facts |= {name: value for name, value in labels.items() if name != "step"}
-    facts |= {name.replace("_", " "): f"{first[name]:,}" for name in ("duration", "context_size") if name in first}
+    facts |= {"duration": f"{number(first['duration'])} s"} if "duration" in first else {}
+    facts |= {"context size": f"{first['context_size']:,}"} if "context_size" in first else {}
     links = {key: f"{identity}-{index}" for index, key in enumerate(shown, 1)}
     rows = [step_row(chain, token_text(chain)) | {"link": links.get(key)} for key, chain in chains.items()]
     figures = [("maps", map_figure, map_caption), ("bounds and hypotheses", judgement_figure, judgement_caption)]

@@ -6,7 +6,6 @@ encoder output is the total one, where token scope holds the past fixed.
 
 import dataclasses
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .console import aligned, verification_text
-from .engine import Granularity
 from .products import Products
+from .provenance import free_memory
 from .scopes import (
     ScopeComparison,
     compare_scopes,
@@ -29,6 +28,7 @@ from .scopes import (
 )
 from .steps import chosen_steps
 from .summary import to_plain
+from .tokenwise import Granularity
 from .types import Thresholds, refuse
 from .whisper import Dims, Transcription, WhisperModel, encode_audio, greedy, transcriptions
 from .whisper.sequence import sequence_layers
@@ -305,7 +305,7 @@ def _affordable(
     dims: Dims, itemsize: int, granularity: Granularity, first: int, position: int, memory: float | None
 ) -> None:
     """Refuse a sequence that does not fit into memory, with what would."""
-    limit = memory if memory is not None else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = free_memory() if memory is None else memory
     need = lambda position: sequence_bytes(dims, itemsize, granularity, position + 1)
     if need(position) <= limit:
         return

@@ -1,5 +1,6 @@
 """Which generated tokens are meant: "all", a list with ranges, or numbers."""
 
+import operator
 from collections.abc import Sequence
 
 from .types import refuse
@@ -16,27 +17,35 @@ def chosen_steps(steps: str | Sequence[int], available: int) -> tuple[int, ...]:
     Raises
     ------
     InputError
-        If nothing is meant, a step is no whole number, or the transcript has not as many.
+        If nothing is meant, a step is no whole number, a range runs backwards, or the transcript has not as many.
 
     Examples
     --------
     >>> chosen_steps("0,2-3", 5), chosen_steps("all", 2)
     ((0, 2, 3), (0, 1))
     """
-    hint = '--steps all, or a list such as "0,2,5-7"'
+    hint, whole = '--steps all, or a list such as "0,2,5-7"', "whole numbers from 0, with commas and ranges"
     if isinstance(steps, str):
         if steps.strip() == "all":
             return tuple(range(available))
         numbers: list[int] = []
         for part in filter(None, (part.strip() for part in steps.split(","))):
             low, dash, high = part.partition("-")
-            if not (low.isdecimal() and (high.isdecimal() or not dash)):
-                refuse(f"steps {steps!r}", "whole numbers from 0, with commas and ranges", hint)
-            if int(high or low) >= available + 1_000_000:  # a range is not written out before it is checked
-                refuse(f"step {high or low}", f"0 to {available - 1}, the steps of this transcript", hint)
-            numbers.extend(range(int(low), int(high or low) + 1))
+            ends = (low, high) if dash else (low, low)
+            if not all(end.isdecimal() for end in ends):
+                refuse(f"steps {steps!r}", whole, hint)
+            # a range is checked before it is written out, and a number by its length before it is read
+            beyond = [end for end in ends if len(end.lstrip("0")) > 9 or int(end) >= available]
+            if beyond:
+                refuse(f"step {beyond[-1][:20]}", f"0 to {available - 1}, the steps of this transcript", hint)
+            if int(ends[1]) < int(ends[0]):
+                refuse(f"steps {part!r}, which run backwards", "ranges from the lower to the higher step", hint)
+            numbers.extend(range(int(ends[0]), int(ends[1]) + 1))
     else:
-        numbers = [int(step) for step in steps]
+        try:
+            numbers = [operator.index(step) for step in steps]
+        except TypeError:
+            refuse(f"steps {steps!r}", whole, hint)
     if not numbers:
         refuse(f"steps {steps!r}, which name no token", f"some of 0 to {available - 1}", hint)
     beyond = [step for step in numbers if not 0 <= step < available]

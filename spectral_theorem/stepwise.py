@@ -12,9 +12,11 @@ import jax
 import numpy as np
 
 from .audio import load_audio
-from .engine import BUCKET, Granularity, Sweep, chain_layers, sweep_tokens
+from .engine import BUCKET, Sweep, sweep_tokens
+from .provenance import free_memory
 from .steps import chosen_steps
 from .summary import to_plain
+from .tokenwise import Granularity, chain_layers
 from .types import Thresholds, refuse
 from .whisper import Dims, Transcription, WhisperModel, encode_audio, greedy, token_factors, transcriptions
 from .whisper.contexts import DIRECTIONS, Context, context_directions
@@ -184,8 +186,9 @@ def _affordable(dims: Dims, itemsize: int, granularity: Granularity, group: int,
     """Return the group if it fits into memory; refuse it with one that does otherwise."""
     if group < 1:
         refuse(f"group={group}", "at least one token at once", f"group={GROUP}")
-    limit = memory if memory is not None else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    need = lambda tokens: sweep_bytes(dims, itemsize, granularity, tokens)
+    limit = free_memory() if memory is None else memory
+    # a group is filled up to a multiple
+    need = lambda tokens: sweep_bytes(dims, itemsize, granularity, -(-tokens // BUCKET) * BUCKET)
     if need(group) <= limit:
         return group
     fits = [tokens for tokens in range(BUCKET, group, BUCKET) if need(tokens) <= limit]

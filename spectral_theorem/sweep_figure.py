@@ -36,7 +36,7 @@ from .canvas import (
 from .sweep_words import step_name
 
 SHADES = 64  # of a colour map: more cannot be told apart
-WRITTEN = (14, 12)  # cells of so many columns and rows at most have room for their numbers
+WRITTEN = (12, 12)  # cells of so many columns and rows at most have room for their numbers
 CELL = 0.44  # half a cell: a little ground between cells keeps their edges apart
 WIDEST = 0.9  # inches of a cell at most: a few tokens do not fill the page
 # blue and brown of one lightness, equal steps of it (CIELAB) to the light middle: told apart without red and green
@@ -195,7 +195,7 @@ def _draw_map(ax: Axes, field: Field, chains: Sequence[Mapping[str, Any]], x: np
     written = len(x) <= columns and depth <= rows
     for (i, j), shade in np.ndenumerate(shades):
         mark = "?" * (not resolved[i, j]) + "~" * (not certified[i, j])
-        said = f"{values[i, j]:.2g}".replace("-", "−") if written and shade >= 0 else ""
+        said = f"{values[i, j]:.3g}".replace("-", "−") if written and shade >= 0 else ""
         if mark or said:
             ink = INK if shade < 0 else "#000000" if light[i, j] else "#ffffff"
             ax.text(

@@ -128,7 +128,7 @@ def regime_in_words(chain: Mapping[str, Any]) -> list[str]:
     Regime, certified: INDETERMINATE: neither certificate applies: decay misses by 3 nats.
     The paper's reading of ρ alone: DISPERSIVE: every ρ is below 1, which it takes for decay.
     The two differ: ρ follows the leading direction only. What leaves it can grow in the others, ...
-    Leading finite-time Lyapunov exponents, by QR: 0.2 nats per layer.
+    Leading finite-time Lyapunov exponents: 0.2 nats per layer.
     """
     regime, thresholds = chain["regime"], chain["thresholds"]
     certified, naive = regime["certified"], regime["naive"]
@@ -160,7 +160,7 @@ def regime_in_words(chain: Mapping[str, Any]) -> list[str]:
         *([f"The two differ: {DIFFERENCES[certified, naive]}."] if certified != naive else []),
     ]
     if exponents := [number(value) for value in regime["lyapunov"][:3]]:
-        lines.append(f"Leading finite-time Lyapunov exponents, by QR: {', '.join(exponents)} nats per layer.")
+        lines.append(f"Leading finite-time Lyapunov exponents: {', '.join(exponents)} nats per layer.")
     return lines
 
 

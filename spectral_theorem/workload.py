@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from matfree import decomp
 
-from .engine import certified, injection_triplets, layer_triplets, sweep_tokens
-from .krylov import leading_triplets
+from .certificate import certified
+from .engine import injection_triplets, layer_triplets, sweep_tokens
 from .lanczos import Leading, SingularTriplets
+from .scopes import sequence_chain, sequence_triplets
 from .timing import Side
-from .whisper import Cache, Dims, WhisperModel, blocks, random_model, sensitivity
+from .whisper import Cache, Dims, WhisperModel, blocks, random_model, sensitivity, sequence_maps
 from .whisper.chain import run_tokens
 
 HEAD = 64  # width of one attention head in every published Whisper
@@ -293,31 +294,10 @@ def leading_injections(work: Workload) -> list[Leading]:
 
 
 def leading_of_sequence(work: Workload) -> Any:
-    """Return the two leading triplets of one block on all positions at once, T D by T D, matrix-free."""
-    p = work.model.parameters["decoder"]["layers"][0]
-    x = jax.random.normal(jax.random.key(2), (work.shape.tokens, work.shape.width), jnp.float32)
-    push = jax.jit(_sequence_map, static_argnames="heads")(p, x, work.context, heads=work.model.dims.decoder_heads)
-    pull = jax.tree_util.Partial(_transposed, push)
-    size = x.size
-    found = leading_triplets(
-        jax.tree_util.Partial(_forward, push), pull, depth=1, width=size, dtype=x.dtype, key=jax.random.key(0), top=2
-    )
-    return jax.block_until_ready(found)
-
-
-def _sequence_map(parameters: Any, x: Any, context: Any, *, heads: int) -> Any:
-    def flat(z: Any) -> Any:
-        return blocks.decoder_block_sequence(parameters, z.reshape(x.shape), context, heads)[0].ravel()
-
-    return jax.linearize(flat, x.ravel())[1]
-
-
-def _forward(push: Any, x: Any) -> Any:
-    return push(x[0])[None]
-
-
-def _transposed(push: Any, y: Any) -> Any:
-    return jax.linear_transpose(push, jax.ShapeDtypeStruct(y.shape[1:], y.dtype))(y[0])[0][None]
+    """Return the two leading triplets of every block on all positions at once, T D by T D, matrix-free."""
+    tokens = work.sequence[-work.shape.tokens :]
+    maps = sequence_maps(work.model, work.context, tokens)
+    return jax.block_until_ready(sequence_triplets(sequence_chain(maps), tolerance=TOLERANCE))
 
 
 def gpu_sides(work: Workload) -> dict[str, Side]:

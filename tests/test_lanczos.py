@@ -10,13 +10,13 @@ import spectra
 from jax.tree_util import Partial
 from mutation import mutant
 
-from spectral_theorem import engine, lanczos
+from spectral_theorem import certificate, lanczos
 from spectral_theorem.types import InputError
 
 # (width, operators, largest basis): the whole space at once, a switch to it, and a basis that stays too small
 SIZES = {"whole": (24, 5100, None), "switch": (72, 2550, None), "short": (120, 2550, 48)}
 CHUNK = 850
-_certified = jax.jit(engine.certified)
+_certified = jax.jit(certificate.certified)
 
 
 @functools.cache
