@@ -38,6 +38,7 @@ from .wide import WideVerification, verify_wide
 ROWS_AT_ONCE = 4  # every product has so many rows, so that each kind of layer compiles once
 SEED = 0
 SKETCH, PROBES = 16, 32
+PROGRAMS = 1.2e9  # bytes that compiled functions take, whatever the sizes
 NOTE = (
     "Sequence scope: all positions are the state, and nothing is held fixed, so this is the chain of the total "
     "derivative. Triplets are converged estimates. The norm of the residual is estimated by random probes, and its "
@@ -293,11 +294,11 @@ def sequence_bytes(dims: Dims, itemsize: int, granularity: Granularity, position
         "triplets": 1.5 * min(384, state) * state + weights + point + 8 * positions * (hidden + 8 * d),
         "rows": read * state + 2 * read**2 + 5 * 2**26 / itemsize,
         "residual": (3 * PROBES + 4 * ROWS_AT_ONCE) * context + 200 * state,
-        "scopes": 130 * depth * state + 60 * context + 3 * depth * d * d,
+        "scopes": 130 * depth * state + 150 * context + 3 * depth * d * d,
     }
     # small models never fill a whole part of the rows
     stages["rows"] = min(stages["rows"], read * state + 2 * read**2 + 5 * read * context)
-    return int(itemsize * (kept + max(stages.values())))
+    return int(PROGRAMS + itemsize * (kept + max(stages.values())))
 
 
 def _affordable(

@@ -412,6 +412,6 @@ def test_one_layer_by_its_own_norm_has_norm_one():
     # the residual, added to an estimate, pushed it above the bound that it equals: a violation that was none
     products = jax.random.normal(jax.random.key(0), (3, 200, 200))
     products = products / jnp.linalg.norm(products, ord=2, axis=(1, 2), keepdims=True)
-    found = engine._log_norms(products)
+    found = tokenwise._log_norms(products)
     assert found[-1] == 0.0
     np.testing.assert_allclose(found[:-1], 0.0, atol=1e-4)
