@@ -4,7 +4,9 @@ This file stands at the root because doctests live in the package, which `tests/
 not cover when one module is tested alone.
 """
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Read once, when SciPy and JAX load: unset, LAPACK is slow and erratic on few cores.
@@ -22,6 +24,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent / "
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax
+import pytest
 from hypothesis import HealthCheck, settings
 
 jax.config.update("jax_enable_x64", True)
@@ -29,3 +32,15 @@ jax.config.update("jax_enable_x64", True)
 settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("automated", parent=settings.get_profile("local"), derandomize=True, print_blob=True)
 settings.load_profile("automated" if os.environ.get("CI") else "local")
+
+_MOST_MAPS = 15_000  # a process may hold 65,530 (vm.max_map_count), and XLA crashes where it is refused one
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_programs() -> Iterator[None]:
+    """Let go of compiled programs between files: each holds memory maps, and a suite compiles thousands."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > _MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
