@@ -201,7 +201,7 @@ def test_the_estimate_grows_with_what_it_should():
     assert sweep_bytes(DIMS, 8, "block", 16) > base < sweep_bytes(DIMS, 8, "sub-block", 8)
     assert sweep_bytes(DIMS, 4, "block", 8) * 2 == base
     assert sweep_bytes(dataclasses.replace(DIMS, width=16, decoder_heads=2), 8, "block", 8) > 2 * base
-    assert stepwise._free_memory() > 1e7
+    assert stepwise.free_memory() > 1e7
 
 
 def test_weights_that_are_not_numbers_are_refused_in_one_line(model, sound):
