@@ -47,7 +47,7 @@ def certified(propagators: Any, sigma: Any, u: Any, v: Any, *, residual: Any, co
     gram_u, gram_v = (jnp.einsum("lik,lij->lkj", x, x, precision="highest") for x in (u, v))
     defect = sum(jnp.sqrt(jnp.sum((g - jnp.eye(kept, dtype=g.dtype)) ** 2, axis=(1, 2))) for g in (gram_u, gram_v))
     # the observed one is that of the worst triplet; all K together move W by at most sqrt(K) times as much
-    residual = math.sqrt(kept) * residual + 2 * sigma[:, 0] * (defect + 4 * math.sqrt(width) * eps)
+    residual = math.sqrt(kept) * residual + 2 * sigma[:, 0] * (defect + 2 * math.sqrt(width) * eps)
     sure = jnp.isfinite(bound) & jnp.isfinite(residual) & converged
     triplets = assemble(
         sigma,
