@@ -1,8 +1,7 @@
 r"""Check the theorem at many decoder tokens: certified triplets, injections that are never formed, all bounds.
 
-Everything that decoder tokens share goes through one matrix product: triplets of W and of G come from block Lanczos
-on rows of all tokens. What belongs to one token (dense propagators, the certificate of its triplets, the exact norm of
-its residual) is one compiled function, called token by token.
+A sweep judges token by token, one compiled function for all, because the proof and the residual need dense propagators
+anyway. `layer_triplets` and `injection_triplets` need none: there rows of all tokens share every product with a kernel.
 """
 
 import functools
@@ -87,9 +86,9 @@ def sweep_tokens(
 
     Notes
     -----
-    Per layer and token: about 24 to 48 products with W and :math:`W^\top`, as matrix products over tokens; 16 D^3 for
-    the dense W and 2 D^3 + D^3/3 for its certificate; 2 F D^2 per pair of layers for :math:`\|R_\Sigma\|_F`. No array
-    of the size of G.
+    Per layer and token 16 D^3 operations for the dense W and 2 D^3 + D^3/3 for its certificate, beside which a short
+    Lanczos on it is cheap (a spectrum too flat for that goes through `layer_triplets`); 2 F D^2 per pair of layers for
+    :math:`\|R_\Sigma\|_F`. No array of the size of G.
 
     References
     ----------
