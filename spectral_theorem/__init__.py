@@ -56,6 +56,7 @@ _HOME = {
 _MODULES = (
     "association",
     "audio",
+    "behaviour",
     "coupling",
     "datasets",
     "divergence",
@@ -64,6 +65,7 @@ _MODULES = (
     "scoring",
     "statistics",
     "stress",
+    "study",
     "tables",
     "testing",
     "whisper",
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from . import (
         association,
         audio,
+        behaviour,
         coupling,
         datasets,
         divergence,
@@ -81,6 +84,7 @@ if TYPE_CHECKING:
         scoring,
         statistics,
         stress,
+        study,
         tables,
         testing,
         whisper,
