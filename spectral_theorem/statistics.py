@@ -219,25 +219,24 @@ def group_difference(
     if min(a.size, b.size) < 2:
         refuse(f"groups of {a.size} and {b.size} clips", "at least two in each", "more clips, or another split")
     both, member = np.concatenate([a, b]), np.repeat([0, 1], [a.size, b.size])
-    value = float(b.mean() - a.mean())
-    spread = np.sqrt(((a.size - 1) * a.var(ddof=1) + (b.size - 1) * b.var(ddof=1)) / (both.size - 2))
-    ranks = float(2 * stats.mannwhitneyu(b, a).statistic / (a.size * b.size) - 1)
-    name, effect = "Hedges' g", float(_hedges(both.size - 2) * value / spread) if spread > 0 else float("nan")
+    labels = None
+    if clusters is not None:
+        if len(clusters[0]) != a.size or len(clusters[1]) != b.size:
+            refuse(f"{len(clusters[0])} and {len(clusters[1])} labels", "one per clip", "clusters=(first, second)")
+        labels = np.concatenate([np.asarray(each) for each in clusters])
+    groups = groups_of(both.size, labels)
+    units = int(groups.max()) + 1
     if clusters is None:
         found = _two_means(a, b, level=level, seed=seed)
         error = float(np.sqrt(a.var(ddof=1) / a.size + b.var(ddof=1) / b.size))
-        units, p = both.size, 1.0
-        if np.ptp(both) > 0:
-            chance = stats.PermutationMethod(n_resamples=PERMUTATIONS, rng=np.random.default_rng(seed))
-            p = float(stats.ttest_ind(b, a, equal_var=False, method=chance).pvalue)  # pyright: ignore[reportAttributeAccessIssue]
     else:
-        if len(clusters[0]) != a.size or len(clusters[1]) != b.size:
-            refuse(f"{len(clusters[0])} and {len(clusters[1])} labels", "one per clip", "clusters=(first, second)")
-        groups = groups_of(both.size, np.concatenate([np.asarray(each) for each in clusters]))
         found, error = _clustered_means(both, member, groups, level=level, seed=seed)
-        units, p = int(groups.max()) + 1, _clustered_p(both, member, groups, np.random.default_rng(seed))
+    value, p = float(b.mean() - a.mean()), _exchange_p(both, member, groups, np.random.default_rng(seed))
+    spread = np.sqrt(((a.size - 1) * a.var(ddof=1) + (b.size - 1) * b.var(ddof=1)) / (both.size - 2))
+    effect = float(_hedges(both.size - 2) * value / spread) if spread > 0 else float("nan")
+    ranks = float(2 * stats.mannwhitneyu(b, a).statistic / (a.size * b.size) - 1)
     least = smallest_detectable(error, units, level=level, power=power, parameters=2)
-    return Change(value, found, p, effect, name, ranks, int(units), least)
+    return Change(value, found, p, effect, "Hedges' g", ranks, units, least)
 
 
 def corrected(p_values: Any, method: Literal["bh", "by", "holm"] = "bh") -> np.ndarray:
@@ -358,21 +357,32 @@ def _clustered_means(
     return found, float(np.sqrt(n / max(n - 1, 1) * ((share[1] - share[0]) ** 2).sum()))
 
 
-def _clustered_p(x: np.ndarray, member: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> float:
+def _exchange_p(x: np.ndarray, member: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> float:
     """Return the two-sided p-value of equal means when labels are exchanged in a way that respects clusters."""
-    count = groups.max() + 1
+    count = int(groups.max()) + 1
     shares = np.bincount(groups, weights=member) / np.bincount(groups)
     if ((shares > 0) & (shares < 1)).any():
         # a random order inside each cluster, all resamples at once
         order = np.argsort(groups + rng.random((PERMUTATIONS, x.size)), axis=-1)
         home = np.argsort(groups, kind="stable")
-        labels = np.empty(order.shape, dtype=int)
-        np.put_along_axis(labels, order, np.broadcast_to(member[home], order.shape), axis=-1)
+        labels = np.empty(order.shape)
+        np.put_along_axis(labels, order, np.broadcast_to(member[home].astype(float), order.shape), axis=-1)
     else:
-        labels = rng.permuted(np.broadcast_to(shares.astype(int), (PERMUTATIONS, count)), axis=-1)[:, groups]
-    labels = np.concatenate([member[None], labels]).astype(float)
-    one, n = labels.sum(-1), x.size
+        labels = rng.permuted(np.broadcast_to(shares, (PERMUTATIONS, count)), axis=-1)[:, groups]
+    x = x - x.mean()
     with np.errstate(invalid="ignore", divide="ignore"):
-        size = np.abs(labels @ x / one - (x.sum() - labels @ x) / (n - one))
-    size = np.nan_to_num(size, nan=np.inf)
-    return float(np.mean(size >= size[0] * (1 - 1e-12)))
+        size = np.abs(_welch(x, labels))
+        here = np.abs(_welch(x, member.astype(float)))
+    # where both groups are constant, or one is empty, t is not a number: as extreme as can be
+    reach = np.nan_to_num(size, nan=np.inf) >= np.nan_to_num(here, nan=np.inf) * (1 - 1e-9)
+    return 1.0 if not x.any() else float((1 + reach.sum()) / (1 + PERMUTATIONS))
+
+
+def _welch(x: np.ndarray, labels: np.ndarray) -> Any:
+    """Return Welch's t of the clips with label 1 against those with label 0, for rows of labels."""
+    n = labels.sum(-1)
+    m = x.size - n
+    one, square = labels @ x, labels @ x**2
+    mean, other = one / n, (x.sum() - one) / m
+    spread = (square / n - mean**2) / (n - 1) + ((x @ x - square) / m - other**2) / (m - 1)
+    return (mean - other) / np.sqrt(np.maximum(spread, 0.0))
