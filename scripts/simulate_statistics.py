@@ -1,4 +1,4 @@
-"""Count, on simulated data sets whose truth is known, what intervals cover, what tests find by chance and what they see.
+"""Count, on simulated data whose truth is known, what intervals cover, what tests find by chance and what they see.
 
 python scripts/simulate_statistics.py [--sets 2000] [--workers 2] [--out docs/benchmarks]
 python scripts/simulate_statistics.py --page            # draws the page and the picture from the record
@@ -42,7 +42,8 @@ COVERED = (0.92, 0.98)  # what an interval of level 0.95 is held to, from 50 uni
 CHANCE = (0.0, 0.065)  # what a test of level 0.05 is held to
 SIZES = np.arange(1.0, 25.0) ** -0.6  # standard deviations of 24 channels
 Rng = np.random.Generator
-Found = Iterator[tuple[str, bool, str, bool]]  # what, whether it hit, by which method, whether it is meant at its level
+# kind, what, whether it hit, by which method, whether it is meant at its level
+Found = Iterator[tuple[str, str, bool, str, bool]]
 
 
 def normal(rng: Rng, n: int) -> np.ndarray:
@@ -71,14 +72,19 @@ def clusters_of(rng: Rng, count: int, draw: Callable[[Rng, int], np.ndarray]) ->
     return (draw(rng, count)[labels] + draw(rng, labels.size)) / np.sqrt(2), labels
 
 
-def hit(what: str, bars: Interval, truth: float) -> tuple[str, bool, str, bool]:
+def hit(what: str, bars: Interval, truth: float, *, meant: bool = True) -> tuple[str, str, bool, str, bool]:
     """Say whether an interval holds the truth."""
-    return what, bars.contains(truth), bars.method, bars.nominal
+    return "coverage", what, bars.contains(truth), bars.method, meant and bars.nominal
 
 
-def found(what: str, p: float, method: str = "permutation") -> tuple[str, bool, str, bool]:
-    """Say whether a test refuses at 0.05."""
-    return what, p <= 0.05, method, True
+def refused(what: str, p: float, *, meant: bool = True) -> tuple[str, str, bool, str, bool]:
+    """Say whether a test refuses at 0.05 though nothing is there."""
+    return "false positives", what, p <= 0.05, "permutation", meant
+
+
+def seen(what: str, p: float) -> tuple[str, str, bool, str, bool]:
+    """Say whether a test refuses at 0.05 when something is there."""
+    return "power", what, p <= 0.05, "permutation", True
 
 
 def mean_of(rng: Rng, seed: int, *, draw: Callable[[Rng, int], np.ndarray], n: int) -> Found:
@@ -95,22 +101,25 @@ def clustered_mean(rng: Rng, seed: int, *, draw: Callable[[Rng, int], np.ndarray
     """Cover the mean of clips in clusters, and what ignoring the clusters would do."""
     x, labels = clusters_of(rng, n, draw)
     yield hit("mean", interval(x, clusters=labels, seed=seed), 0.0)
-    yield (*hit("mean, clusters ignored", interval(x, seed=seed), 0.0)[:3], False)
+    yield hit("mean, clusters ignored", interval(x, seed=seed), 0.0, meant=False)
 
 
-def difference_of(rng: Rng, seed: int, *, draw: Callable[[Rng, int], np.ndarray], sizes: tuple[int, int]) -> Found:
-    """Cover the difference of groups with unlike spreads."""
-    a, b = draw(rng, sizes[0]), 3 * draw(rng, sizes[1])
-    yield hit("difference", group_difference(a, b, seed=seed).interval, 0.0)
+def groups(rng: Rng, seed: int, *, draw: Callable[[Rng, int], np.ndarray], sizes: tuple[int, int]) -> Found:
+    """Two groups of one mean, with like and with unlike spreads."""
+    a, b = draw(rng, sizes[0]), draw(rng, sizes[1])
+    for what, spread in (("difference", 1.0), ("difference, spreads 3 to 1", 3.0)):
+        change = group_difference(spread * a, b, seed=seed)
+        yield hit(what, change.interval, 0.0)
+        yield refused(what, change.p)
 
 
-def clustered_difference(rng: Rng, seed: int, *, n: int) -> Found:
-    """Cover the difference of groups that share clusters; the truth is 0.5."""
+def clustered_groups(rng: Rng, seed: int, *, n: int) -> Found:
+    """Take groups inside clusters, then groups of whole clusters."""
     x, labels = clusters_of(rng, n, normal)
-    second = rng.random(x.size) < 0.5
-    x = x + 0.5 * second
-    change = group_difference(x[~second], x[second], clusters=(labels[~second], labels[second]), seed=seed)
-    yield hit("difference", change.interval, 0.5)
+    for what, second in (("inside clusters", rng.random(x.size) < 0.4), ("of whole clusters", labels % 2 == 0)):
+        change = group_difference(x[~second], x[second], clusters=(labels[~second], labels[second]), seed=seed)
+        yield hit(f"difference {what}", change.interval, 0.0)
+        yield refused(f"difference {what}", change.p)
 
 
 def area(rng: Rng, seed: int, *, shift: float, sizes: tuple[int, int]) -> Found:
@@ -149,7 +158,7 @@ def shares(rng: Rng, seed: int, *, n: int) -> Found:
     x = np.asarray([-1.0, 0.0, 0.0, 1.0])[layer] + effect + normal(rng, clip.size)
     factors = {"layer": layer, "step": step, "clip": clip}
     for name, truth in {"layer": 0.2, "step": 0.0, "clip": 0.4, "rest": 0.4}.items():
-        bars = variance_components(x, factors, clusters="clip", seed=seed)[name].interval
+        bars = variance_components(x, factors, clusters="clip")[name].interval
         assert bars is not None
         yield hit(f"share of {name}", bars, truth)
 
@@ -180,38 +189,23 @@ def pooled_observables(rng: Rng, seed: int, *, n: int, modes: int, clusters: int
 
 def paired_null(rng: Rng, seed: int, *, draw: Callable[[Rng, int], np.ndarray], n: int) -> Found:
     """Exchangeable conditions."""
-    yield found("paired change", paired_change(draw(rng, n), draw(rng, n), seed=seed).p)
+    yield refused("paired change", paired_change(draw(rng, n), draw(rng, n), seed=seed).p)
 
 
 def clustered_null(rng: Rng, seed: int, *, n: int) -> Found:
     """Exchangeable conditions in clusters, and what ignoring the clusters would do."""
     x, labels = clusters_of(rng, n, normal)
     p = change_of(x, clusters=labels, seed=seed).p
-    yield found("paired change", p)
-    yield ("paired change, clusters ignored", sign_flip_p(x, seed=seed) <= 0.05, "permutation", False)
-
-
-def group_null(rng: Rng, seed: int, *, draw: Callable[[Rng, int], np.ndarray], sizes: tuple[int, int]) -> Found:
-    """Two groups of one law, then of one mean with unlike spreads."""
-    a, b = draw(rng, sizes[0]), draw(rng, sizes[1])
-    yield found("difference", group_difference(a, b, seed=seed).p)
-    yield found("difference, spreads 3 to 1", group_difference(3 * a, b, seed=seed).p)
-
-
-def clustered_group_null(rng: Rng, seed: int, *, n: int) -> Found:
-    """Groups inside clusters, then groups of whole clusters."""
-    x, labels = clusters_of(rng, n, normal)
-    for what, second in (("inside clusters", rng.random(x.size) < 0.4), ("of whole clusters", labels % 2 == 0)):
-        change = group_difference(x[~second], x[second], clusters=(labels[~second], labels[second]), seed=seed)
-        yield found(f"difference {what}", change.p)
+    yield refused("paired change", p)
+    yield refused("paired change, clusters ignored", sign_flip_p(x, seed=seed), meant=False)
 
 
 def pooled_null(rng: Rng, seed: int, *, n: int, modes: int) -> Found:
     """Pooled observables of two exchangeable conditions."""
     change = st.pooled_change(clips_of(rng, n, SIZES), clips_of(rng, n, SIZES), modes=(modes,), seed=seed)
     for name, each in change.changes[modes].items():
-        yield found(f"change of pooled {name}", each.p)
-    yield found("Jensen-Shannon divergence", change.divergences[modes].p)
+        yield refused(f"change of pooled {name}", each.p)
+    yield refused("Jensen-Shannon divergence", change.divergences[modes].p)
 
 
 def family_null(rng: Rng, seed: int, *, n: int) -> Found:
@@ -219,20 +213,20 @@ def family_null(rng: Rng, seed: int, *, n: int) -> Found:
     shared = normal(rng, n)[:, None]
     p = np.asarray(sign_flip_p((shared + rng.normal(size=(n, 36))) / np.sqrt(2), seed=seed))
     for method in ("bh", "by", "holm"):
-        yield found(f"any of 36, {method}", float(corrected(p, method).min()))
-    yield ("any of 36, not corrected", bool((p <= 0.05).any()), "permutation", False)
+        yield refused(f"any of 36, {method}", float(corrected(p, method).min()))
+    yield refused("any of 36, not corrected", float(p.min()), meant=False)
 
 
 def paired_power(rng: Rng, seed: int, *, n: int) -> Found:
     """Find the smallest detectable change when it is there."""
     shift = smallest_detectable(np.sqrt(2 / n), n)
-    yield found("paired change", paired_change(normal(rng, n), normal(rng, n) + shift, seed=seed).p)
+    yield seen("paired change", paired_change(normal(rng, n), normal(rng, n) + shift, seed=seed).p)
 
 
 def group_power(rng: Rng, seed: int, *, sizes: tuple[int, int]) -> Found:
     """Find the smallest detectable difference when it is there."""
     shift = smallest_detectable(np.sqrt(1 / sizes[0] + 1 / sizes[1]), sum(sizes), parameters=2)
-    yield found("difference", group_difference(normal(rng, sizes[0]), normal(rng, sizes[1]) + shift, seed=seed).p)
+    yield seen("difference", group_difference(normal(rng, sizes[0]), normal(rng, sizes[1]) + shift, seed=seed).p)
 
 
 def pooled_power(rng: Rng, seed: int, *, n: int, modes: int, steeper: float) -> Found:
@@ -240,93 +234,78 @@ def pooled_power(rng: Rng, seed: int, *, n: int, modes: int, steeper: float) -> 
     stressed = SIZES * np.arange(1.0, SIZES.size + 1) ** (-steeper / 2)
     change = st.pooled_change(clips_of(rng, n, SIZES), clips_of(rng, n, stressed), modes=(modes,), seed=seed)
     alpha = change.changes[modes]["alpha"]
-    yield found(f"slope steeper by {steeper}", alpha.p)
-    yield (f"{steeper} is detectable, as reported", alpha.smallest_detectable <= steeper, "noncentral t", False)
+    yield seen(f"slope steeper by {steeper}", alpha.p)
+    yield (
+        "power",
+        f"{steeper} is detectable, as reported",
+        alpha.smallest_detectable <= steeper,
+        "noncentral t",
+        False,
+    )
 
 
-# kind, words about the data, n, function
-PLAN: list[tuple[str, str, int, Callable[[Rng, int], Found]]] = [
+# words about the data, n, function
+PLAN: list[tuple[str, int, Callable[[Rng, int], Found]]] = [
     *(
-        ("coverage", f"{draw.__name__} data", n, functools.partial(mean_of, draw=draw, n=n))
+        (f"{draw.__name__} data", n, functools.partial(mean_of, draw=draw, n=n))
         for draw in (normal, exponential, lognormal, student)
         for n in (10, 20, 50, 200)
     ),
-    *(("coverage", "normal data", n, functools.partial(median_of, n=n)) for n in (50, 200)),
+    *(("normal data", n, functools.partial(median_of, n=n)) for n in (50, 200)),
     *(
-        ("coverage", f"{draw.__name__} data in clusters", n, functools.partial(clustered_mean, draw=draw, n=n))
+        (f"{draw.__name__} data in clusters", n, functools.partial(clustered_mean, draw=draw, n=n))
         for draw, n in ((normal, 5), (normal, 50), (exponential, 50), (normal, 200))
     ),
     *(
-        (
-            "coverage",
-            f"{draw.__name__} data, {a} and {b} clips",
-            a,
-            functools.partial(difference_of, draw=draw, sizes=(a, b)),
-        )
-        for draw, a, b in ((normal, 20, 20), (normal, 50, 90), (exponential, 50, 90))
+        (f"{draw.__name__} data, {a} and {b} clips", a, functools.partial(groups, draw=draw, sizes=(a, b)))
+        for draw, a, b in ((normal, 20, 60), (normal, 50, 90), (exponential, 50, 90))
     ),
-    ("coverage", "groups that share clusters", 50, functools.partial(clustered_difference, n=50)),
+    ("normal data in clusters", 50, functools.partial(clustered_groups, n=50)),
     *(
-        (
-            "coverage",
-            f"{a} negative and {b} positive clips",
-            min(a, b),
-            functools.partial(area, shift=shift, sizes=(a, b)),
-        )
+        (f"{a} negative and {b} positive clips", min(a, b), functools.partial(area, shift=shift, sizes=(a, b)))
         for shift, a, b in ((1.0, 10, 10), (0.0, 50, 50), (1.0, 50, 50), (2.5, 50, 50), (1.0, 200, 50))
     ),
-    ("coverage", "scores in clusters", 50, functools.partial(clustered_area, n=50)),
-    *(("coverage", "prediction and noise", n, functools.partial(predicted, n=n)) for n in (50, 200)),
-    ("coverage", "4 layers, 4 steps, clips", 50, functools.partial(shares, n=50)),
+    ("scores in clusters", 50, functools.partial(clustered_area, n=50)),
+    *(("prediction and noise", n, functools.partial(predicted, n=n)) for n in (50, 200)),
+    ("4 layers, 4 steps, clips", 50, functools.partial(shares, n=50)),
     *(
-        ("coverage", f"24 channels, window {modes}", n, functools.partial(pooled_observables, n=n, modes=modes))
-        for n, modes in ((20, 10), (50, 10), (200, 10), (50, 20), (200, 20))
+        (f"24 channels, window {modes}", n, functools.partial(pooled_observables, n=n, modes=modes))
+        for n, modes in ((50, 10), (200, 10), (50, 20), (200, 20))
     ),
     (
-        "coverage",
-        "24 channels, window 10, 150 clips in clusters",
-        50,
+        "24 channels, window 10, 150 clips in clusters", 50,
         functools.partial(pooled_observables, n=150, modes=10, clusters=50),
     ),
     *(
-        ("false positives", f"{draw.__name__} data", n, functools.partial(paired_null, draw=draw, n=n))
+        (f"{draw.__name__} data", n, functools.partial(paired_null, draw=draw, n=n))
         for draw in (normal, lognormal, student)
         for n in (10, 50)
     ),
-    ("false positives", "clusters", 50, functools.partial(clustered_null, n=50)),
-    *(
-        (
-            "false positives",
-            f"{draw.__name__} data, {a} and {b} clips",
-            a,
-            functools.partial(group_null, draw=draw, sizes=(a, b)),
-        )
-        for draw, a, b in ((normal, 20, 60), (exponential, 50, 90))
-    ),
-    ("false positives", "clusters", 50, functools.partial(clustered_group_null, n=50)),
-    ("false positives", "24 channels, window 10", 50, functools.partial(pooled_null, n=50, modes=10)),
-    ("false positives", "24 channels, window 20", 200, functools.partial(pooled_null, n=200, modes=20)),
-    ("false positives", "36 numbers that go together", 50, functools.partial(family_null, n=50)),
-    *(("power", "the smallest detectable change", n, functools.partial(paired_power, n=n)) for n in (10, 50, 200)),
-    ("power", "the smallest detectable difference", 50, functools.partial(group_power, sizes=(50, 90))),
-    *(
-        ("power", "24 channels, window 10", n, functools.partial(pooled_power, n=n, modes=10, steeper=0.1))
-        for n in (50, 200)
-    ),
-]
-SLOW = {shares: 10}  # fewer data sets of what takes half a second each
+    ("normal data in clusters", 50, functools.partial(clustered_null, n=50)),
+    ("24 channels, window 10", 50, functools.partial(pooled_null, n=50, modes=10)),
+    ("24 channels, window 20", 200, functools.partial(pooled_null, n=200, modes=20)),
+    ("36 numbers that go together", 50, functools.partial(family_null, n=50)),
+    *(("the smallest detectable change", n, functools.partial(paired_power, n=n)) for n in (10, 50, 200)),
+    ("the smallest detectable difference", 50, functools.partial(group_power, sizes=(50, 90))),
+    ("24 channels, window 10", 100, functools.partial(pooled_power, n=100, modes=10, steeper=0.1)),
+]  # fmt: skip
+SLOW = {shares: 4}  # fewer data sets of what takes a tenth of a second each
 
 
-def count(number: int, first: int, last: int) -> dict[str, list[tuple[bool, str, bool]]]:
+Key = tuple[str, str]
+Answers = list[tuple[bool, str, bool]]
+
+
+def count(number: int, first: int, last: int) -> dict[Key, Answers]:
     """Run some data sets of one entry of the plan."""
-    function, answers = PLAN[number][3], {}
+    answers: dict[Key, Answers] = {}
     for index in range(first, last):
-        for what, *answer in function(np.random.default_rng([number, index]), index):
-            answers.setdefault(what, []).append(tuple(answer))
+        for kind, what, *answer in PLAN[number][2](np.random.default_rng([number, index]), index):
+            answers.setdefault((kind, what), []).append((answer[0], answer[1], answer[2]))
     return answers
 
 
-def judged(kind: str, data: str, n: int, what: str, answers: Sequence[tuple[bool, str, bool]]) -> dict[str, Any]:
+def judged(kind: str, what: str, data: str, n: int, answers: Answers) -> dict[str, Any]:
     """Turn answers into a row: how often it was right, and whether that is what it is held to."""
     methods = sorted({method for _, method, _ in answers})
     meant = [answer for answer, _, nominal in answers if nominal]
@@ -353,11 +332,11 @@ def simulate(sets: int, workers: int) -> list[dict[str, Any]]:
         spawn = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn) as pool:
             done = list(pool.map(count, *zip(*jobs, strict=True)))
-    merged: dict[tuple[int, str], list[tuple[bool, str, bool]]] = {}
+    merged: dict[tuple[int, Key], Answers] = {}
     for (number, *_), answers in zip(jobs, done, strict=True):
-        for what, some in answers.items():
-            merged.setdefault((number, what), []).extend(some)
-    return [judged(*PLAN[number][:3], what, answers) for (number, what), answers in merged.items()]
+        for key, some in answers.items():
+            merged.setdefault((number, key), []).extend(some)
+    return [judged(*key, *PLAN[number][:2], answers) for (number, key), answers in merged.items()]
 
 
 def page(record: Mapping[str, Any]) -> str:
@@ -380,9 +359,9 @@ def page(record: Mapping[str, Any]) -> str:
             else " Missed: " + "; ".join(f"{row['what']}, {row['data']}, n = {row['n']}" for row in missed) + "."
         ),
         "![Coverage, false positives and power](statistics.svg)",
-        "*n* counts units: clips, or clusters of them. *flagged* is the share of intervals that say that they are not meant at"
-        " their level, because n is too small or a window too large for it; they are held to nothing, and the last column"
-        " counts the others. Lines where clusters are ignored show what that would cost.",
+        "*n* counts units: clips, or clusters of them. *flagged* is the share of intervals that say that they are not"
+        " meant at their level, because n is too small or a window too large for it; they are held to nothing, and"
+        " *% of the others* counts the rest. Lines where clusters are ignored show what that would cost.",
     ]
     for kind, words in (
         ("coverage", "## Coverage of 95 % intervals"),

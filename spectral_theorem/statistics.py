@@ -12,11 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from .resampling import (
-    NOMINAL,
     RESAMPLES,
-    TOO_SMALL,
     Interval,
-    bca,
+    by_t,
     finite,
     groups_of,
     interval,
@@ -327,34 +325,33 @@ def _matched_ranks(d: np.ndarray) -> float:
 def _two_means(a: np.ndarray, b: np.ndarray, *, level: float, seed: int) -> Interval:
     """Return the interval of the difference of two means: bootstrap-t, as both groups have errors of their own."""
     rng = np.random.default_rng(seed)
-    value, n = float(b.mean() - a.mean()), min(a.size, b.size)
     error = lambda x, y: np.sqrt(x.var(-1, ddof=1) / x.shape[-1] + y.var(-1, ddof=1) / y.shape[-1])
-    here = float(error(a, b))
-    if here == 0:
-        return Interval(value, value, level, "bootstrap-t", n, False, "all values of a group are equal")
     x, y = (each[rng.integers(0, each.size, (RESAMPLES, each.size))] for each in (a, b))
-    spread = error(x, y)
-    seen = spread > 1e-14 * here
-    t = ((y.mean(-1) - x.mean(-1) - value)[seen]) / spread[seen]
-    low, high = np.quantile(t, [0.5 - level / 2, 0.5 + level / 2]).tolist()
-    nominal = n >= NOMINAL["bootstrap-t"]
-    return Interval(
-        value - high * here, value - low * here, level, "bootstrap-t", n, nominal, "" if nominal else TOO_SMALL
-    )
+    there = (y.mean(-1) - x.mean(-1), error(x, y))
+    return by_t(float(b.mean() - a.mean()), float(error(a, b)), *there, n=min(a.size, b.size), level=level)
 
 
 def _clustered_means(
     x: np.ndarray, member: np.ndarray, groups: np.ndarray, *, level: float, seed: int
 ) -> tuple[Interval, float]:
-    """Return the BCa interval of the difference of means over clusters, and its standard error."""
-    sums = [totals(np.where(member == side, x, 0.0), groups)[0] for side in (0, 1)]
-    sizes = [totals((member == side).astype(float), groups)[0] for side in (0, 1)]
-    mean = lambda side, index: sums[side][index].sum(-1) / sizes[side][index].sum(-1)
-    found = bca(lambda i: mean(1, i) - mean(0, i), int(sums[0].size), level=level, seed=seed, resamples=RESAMPLES)
-    # to first order each cluster moves the difference by its residuals, on both sides at once
-    n = sums[0].size
-    share = [(sums[s] - sizes[s] * sums[s].sum() / sizes[s].sum()) / sizes[s].sum() for s in (0, 1)]
-    return found, float(np.sqrt(n / max(n - 1, 1) * ((share[1] - share[0]) ** 2).sum()))
+    """Return the bootstrap-t interval of the difference of means over clusters, and its standard error."""
+    sums = np.stack([totals(np.where(member == side, x, 0.0), groups)[0] for side in (0, 1)])
+    sizes = np.stack([totals((member == side).astype(float), groups)[0] for side in (0, 1)])
+    n = sums.shape[1]
+
+    def judged(total: np.ndarray, size: np.ndarray) -> tuple[Any, Any]:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = total.sum(-1, keepdims=True) / size.sum(-1, keepdims=True)
+            # to first order each cluster moves the difference by its residuals, on both sides at once
+            share = (total - size * mean) / size.sum(-1, keepdims=True)
+        error = np.sqrt(n / max(n - 1, 1) * ((share[1] - share[0]) ** 2).sum(-1))
+        return (mean[1] - mean[0])[..., 0], error
+
+    value, error = judged(sums, sizes)
+    index = np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
+    there = judged(sums[:, index], sizes[:, index])
+    each = int((sizes > 0).sum(1).min())
+    return by_t(float(value), float(error), *there, n=each, level=level), float(error)
 
 
 def _exchange_p(x: np.ndarray, member: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> float:
