@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from .association import Estimate, calibration, r_squared
+from .resampling import Interval
 from .sections import Columns, Section, above, mean_of, not_computed, shown
 from .tables import Column, Table
 
@@ -80,7 +81,7 @@ def constancy_section(columns: Columns, *, seed: int = 0) -> Section:
     Returns
     -------
     Section
-        The statement is that a constant rate explains at least half of the variance of the logarithm of gains.
+        The statement is that exp(λ d), λ the measured mean, explains at least half of the variance of log gains.
     """
     if not columns or not np.isfinite(columns["actual"]).any():
         return not_computed(ID, TITLE, "gains of products were not measured")
@@ -121,16 +122,19 @@ def constancy_section(columns: Columns, *, seed: int = 0) -> Section:
         (Column("law"), Column("d"), *three("error", "nats")),
         tuple(depth_rows),
     )
-    verdict = above(fits["best rate"], ENOUGH)
+    verdict = above(fits["mean λ"], ENOUGH)
     lead = {"HOLDS": "is enough", "VIOLATED": "is not enough"}.get(verdict, "may or may not be enough")
     mean = float(np.nanmean(columns["lam"]))
+    worst = max((row for row in depth_rows if row[0] == "best rate"), key=lambda row: abs(row[2] or 0.0))
+    ends = Estimate(worst[2], Interval(*(np.nan if end is None else end for end in worst[3:5]), 0.95, "", 0, True))
     sentence = (
-        f"A constant λ {lead}: even the rate that fits best explains R² = {shown(fits['best rate'])} of the log gains of "
-        f"other clips, the measured mean λ of {mean:.3g} nats per layer {shown(fits['mean λ'])}, and the mean gain at each "
-        f"depth {shown(fits['mean by depth'])}."
+        f"A constant λ {lead}: with the measured mean λ of {mean:.3g} nats per layer, exp(λ d) explains R² = "
+        f"{shown(fits['mean λ'])} of the log gains of other clips; below 0, their mean predicts better. The constant rate "
+        f"that fits best is no λ: it explains {shown(fits['best rate'])} and is off by up to {shown(ends)} nats, at d = "
+        f"{worst[1]}; the mean gain at each depth explains {shown(fits['mean by depth'])}."
     )
     if "own λ" in fits:
-        sentence += f" The token's own dominant path gives {shown(fits['own λ'])}; below 0 the mean predicts better."
+        sentence += f" The token's own dominant path gives {shown(fits['own λ'])}."
     return Section(ID, TITLE, verdict, sentence, (laws, by_depth), {"scatter": _scatter(columns, ~fitting, predicted)})
 
 
