@@ -146,8 +146,8 @@ def attraction_section(columns: Columns, width: int, *, seed: int = 0) -> Sectio
         f"The answer to a small change of the sound {lead}: |cos| is {shown(along)}, against {ALIGNED:.3g} for half of "
         f"its square and {chance:.3g} for random directions; along the leading direction of the whole product it is "
         f"{shown(top)}. Small random changes of the state grow by {shown(growth)} nats through all layers, "
-        f"{shown(relative)} relative to the state's own norm. The cone certificate holds at {certified:.0%} of the tokens "
-        f"(margin {shown(cone)}; above 0 certifies)."
+        f"{shown(relative)} relative to the state's own norm. The cone certificate holds at {certified:.0%} of "
+        f"the tokens (margin {shown(cone)}; above 0 certifies)."
     )
     quantities = ("cosine", "cosine_top", "agreement", "dimensions", "relative_growth", "nonlinearity")
     names = (
