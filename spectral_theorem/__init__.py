@@ -41,6 +41,7 @@ _HOME = {
     "lyapunov_exponents": "regimes",
     "verify": "verification",
     "verify_many": "verification",
+    "certify": "certification",
     "frobenius_norm": "trace",
     "compare_scopes": "scopes",
 }
@@ -49,6 +50,7 @@ _MODULES = ("audio", "coupling", "datasets", "ensembles", "scoring", "stress", "
 if TYPE_CHECKING:
     from . import audio, coupling, datasets, ensembles, scoring, stress, testing, whisper
     from .bounds import residual_bounds
+    from .certification import certify
     from .coherence import coherence_direction
     from .conditions import check_conditions
     from .linearization import OperatorChain, linearize, operators
