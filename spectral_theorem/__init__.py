@@ -45,10 +45,21 @@ _HOME = {
     "frobenius_norm": "trace",
     "compare_scopes": "scopes",
 }
-_MODULES = ("audio", "coupling", "datasets", "ensembles", "scoring", "stress", "testing", "whisper")
+_MODULES = (
+    "audio",
+    "behaviour",
+    "coupling",
+    "datasets",
+    "ensembles",
+    "scoring",
+    "stress",
+    "study",
+    "testing",
+    "whisper",
+)
 
 if TYPE_CHECKING:
-    from . import audio, coupling, datasets, ensembles, scoring, stress, testing, whisper
+    from . import audio, behaviour, coupling, datasets, ensembles, scoring, stress, study, testing, whisper
     from .bounds import residual_bounds
     from .certification import certify
     from .coherence import coherence_direction

@@ -21,6 +21,10 @@ RANK = {
     "chainfile": 1,
     "planting": 1,
     "runs": 1,
+    "behaviour": 2,
+    "studyfile": 9,
+    "gains": 9,
+    "study": 10,
     "console": 1,
     "operatorchain": 1,
     "timing": 1,
@@ -86,6 +90,14 @@ RANK = {
     "trainconfig": 5,
     "objective": 6,
     "train": 8,
+    "configs": 1,
+    "experiment": 1,
+    "shards": 1,
+    "batched": 1,
+    "designs": 2,
+    "launch": 2,
+    "sweepwork": 3,
+    "sweeps": 11,
     "carried": 0,
     "verbs": 0,
     "cli": 12,
@@ -94,7 +106,7 @@ RANK = {
 PACKAGE = "spectral_theorem"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 MODEL_SIDE = {"whisper", "audio", "spectrogram", "distortions", "stress", "clips", "datasets", "scoring"}
-MODEL_SIDE |= {"corpus", "trainconfig", "objective"}
+MODEL_SIDE |= {"behaviour", "corpus", "trainconfig", "objective"}
 
 
 def module_name(path: Path) -> str:
