@@ -249,7 +249,7 @@ def summary(results: Mapping[str, Certified]) -> dict[str, Any]:
     {'seconds': 0.0, 'statements': {}}
     """
     return {
-        "seconds": round(sum(r.seconds for r in results.values()), 3),
+        "seconds": round(sum((r.seconds for r in results.values()), 0.0), 3),
         "statements": {
             name: {
                 "verdict": r.verdict.name,

@@ -113,8 +113,8 @@ def run(
         "config": {
             "file": file,
             "claim": claim,
-            "certify": "all" if certify_all else certify,
             "thresholds": thresholds or {},
+            **({"certify": "all" if certify_all else "in doubt"} if certify or certify_all else {}),
         }
         | ({} if file else numbers),
         "seeds": [] if file else [seed],
