@@ -112,7 +112,8 @@ def trial_details(
 
     Parameters
     ----------
-    model, clips, steps, talkers, seed : as in `trial_rows`. topics : of `detail.TOPICS`. stress : a recipe, or nothing.
+    model, clips, steps, talkers, seed : as in `trial_rows`. topics : of `detail.TOPICS`.
+    stress : a recipe, or nothing.
     options : `draws`, `directions`, `sequences` of `detail.closely`.
 
     Returns
