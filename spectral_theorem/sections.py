@@ -129,7 +129,7 @@ def as_cells(found: Any, value: float | None = None) -> tuple[float | None, floa
 
 
 def above(found: Any, limit: float) -> Answer:
-    """Judge "is above the limit" by the interval of an `Estimate`; one that does not cover what it says decides nothing.
+    """Judge "is above the limit" by the interval of an `Estimate`; one below its nominal level decides nothing.
 
     Examples
     --------

@@ -77,7 +77,8 @@ def trial_rows(
     Parameters
     ----------
     model, clips : from `trial_model` and `trial_clips`. stress : recipes, separated by commas.
-    steps : as `spaced_steps` takes it. talkers : folder of those who babble; empty for none. seed : of every random number.
+    steps : as `spaced_steps` takes it. talkers : folder of those who babble; empty for none.
+    seed : of every random number.
 
     Returns
     -------
