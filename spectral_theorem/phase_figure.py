@@ -7,12 +7,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from .canvas import BLUE, GREEN, INK, MUTED, ORANGE, VERMILLION, drawing
 from .regimes import phase
@@ -42,7 +42,9 @@ def phase_figure(records: Sequence[Record], *, tails: Sequence[str], xis: Sequen
     with drawing(height) as figure:
         ratios = [2.3] * len(tails) + [0.46 * len(groups)]
         grid = figure.add_gridspec(len(tails) + 1, len(xis), height_ratios=ratios)
-        figure.subplots_adjust(left=0.135, right=0.885, top=1 - 0.55 / height, bottom=0.5 / height, hspace=0.3, wspace=0.1)
+        figure.subplots_adjust(
+            left=0.135, right=0.885, top=1 - 0.55 / height, bottom=0.5 / height, hspace=0.3, wspace=0.1
+        )
         mesh = None
         for row, tail in enumerate(tails):
             for column, xi in enumerate(xis):
@@ -58,7 +60,7 @@ def phase_figure(records: Sequence[Record], *, tails: Sequence[str], xis: Sequen
                 if row == len(tails) - 1 and column == len(xis) // 2:
                     ax.set_xlabel("angle between u of a layer and v of the next, arccos κ (degrees)")
         if mesh is not None:
-            place = [0.9, 1 - 0.55 / height - 2.3 * len(tails) / height * 0.9, 0.014, 2.3 * len(tails) / height * 0.85]
+            place = (0.9, 1 - 0.55 / height - 2.3 * len(tails) / height * 0.9, 0.014, 2.3 * len(tails) / height * 0.85)
             bar = figure.colorbar(mesh, cax=figure.add_axes(place), extend="both")
             bar.set_label(f"measured growth (nats per layer), L = {layers}")
         _key(figure)
@@ -69,10 +71,10 @@ def phase_figure(records: Sequence[Record], *, tails: Sequence[str], xis: Sequen
 def _panel(ax: Axes, records: Sequence[Record], xi: float) -> Any:
     """Draw one panel: measured growth as colour, boundaries as lines."""
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(matplotlib.ticker.FixedLocator([0.5, 1, 2, 4]))
-    ax.yaxis.set_major_formatter(matplotlib.ticker.FixedFormatter(["0.5", "1", "2", "4"]))
-    ax.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-    ax.xaxis.set_major_locator(matplotlib.ticker.FixedLocator([0, 30, 60, 90]))
+    ax.yaxis.set_major_locator(FixedLocator([0.5, 1, 2, 4]))
+    ax.yaxis.set_major_formatter(FixedFormatter(["0.5", "1", "2", "4"]))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_locator(FixedLocator([0, 30, 60, 90]))
     if not records:
         return None
     angle = lambda r: math.degrees(math.acos(min(r["kappa"], 1.0)))
@@ -132,14 +134,17 @@ def count_readings(ax: Axes, records: Sequence[Record]) -> None:
                 style: dict[str, Any] = {"color": FILL[reading], "hatch": HATCH[reading], "edgecolor": MUTED}
                 ax.barh(-place + offset, share, 0.36, left=start, lw=0.4, **style)
                 if share > 6:
-                    ax.text(start + share / 2, -place + offset, f"{count}", ha="center", va="center_baseline", fontsize=7)
+                    ax.text(
+                        start + share / 2, -place + offset, f"{count}", ha="center", va="center_baseline", fontsize=7
+                    )
                 start += share
             ax.text(100.6, -place + offset, short, va="center", fontsize=7)
-    ax.yaxis.set_major_locator(matplotlib.ticker.FixedLocator([-float(place) for place in range(len(groups))]))
-    ax.yaxis.set_major_formatter(matplotlib.ticker.FixedFormatter(names))
+    ax.yaxis.set_major_locator(FixedLocator([-float(place) for place in range(len(groups))]))
+    ax.yaxis.set_major_formatter(FixedFormatter(names))
     ax.set_xlim(0, 100)
     ax.set_xlabel("share of chains of the grid (%), with their number")
-    marks = [Patch(facecolor=FILL[r], hatch=HATCH[r], edgecolor=MUTED, label=r) for r in READINGS if any(r in (x["naive_reading"], x["exact_reading"]) for x in records)]
+    shown = {r[name] for r in records for name in ("naive_reading", "exact_reading")}
+    marks = [Patch(facecolor=FILL[r], hatch=HATCH[r], edgecolor=MUTED, label=r) for r in READINGS if r in shown]
     ax.legend(handles=marks, loc="lower right", ncol=4, frameon=False, fontsize=8, bbox_to_anchor=(1.0, 0.98))
 
 

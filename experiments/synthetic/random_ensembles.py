@@ -113,6 +113,6 @@ def figure(records: Sequence[Mapping[str, Any]]) -> Figure:
     ]
     with drawing(1.0 + 0.5 * len({(r["tail"], r["layers"]) for r in read})) as drawn:
         ax = drawn.subplots()
-        drawn.subplots_adjust(left=0.17, right=0.93, top=0.86, bottom=0.2)
+        drawn.subplots_adjust(left=0.17, right=0.93, top=0.9, bottom=0.14)
         count_readings(ax, read)
     return drawn
