@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 SUMMARY = "summary.json"
 TABLE = "table"
+RESULTS = (f"{TABLE}/part-*.parquet", "clips/*.json", "cells/*.npz", "study.json", "*.npz", "report.html")
 LAYER_QUANTITIES = {
     "sigma1": ("sigma_error", "1"),
     "sigma2": ("sigma2_error", "1"),
@@ -120,8 +121,8 @@ class RunFolder:
         self.begun = True
         marker = {"schema": SCHEMA, "run_id": self.run_id, "status": "running", "written": _now()}
         write_atomically(self.path / SUMMARY, lambda file: file.write(_text(marker)))
-        results = () if self.continues else (f"{TABLE}/part-*.parquet", "clips/*.json", "*.npz", "report.html")
-        for pattern in (".*.tmp", f"{TABLE}/.*.tmp", *results):
+        results = () if self.continues else RESULTS
+        for pattern in (".*.tmp", f"{TABLE}/.*.tmp", "cells/.*.tmp", *results):
             for stale in self.path.glob(pattern):
                 stale.unlink()
 

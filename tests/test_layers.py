@@ -20,7 +20,20 @@ RANK = {
     "scoring": 1,
     "chainfile": 1,
     "planting": 1,
+    "resampling": 1,
+    "moments": 1,
+    "modefunctions": 1,
+    "tables": 1,
+    "statistics": 2,
+    "association": 2,
+    "divergence": 2,
+    "observables": 3,
+    "pooling": 4,
     "runs": 1,
+    "behaviour": 2,
+    "studyfile": 9,
+    "gains": 9,
+    "study": 10,
     "console": 1,
     "operatorchain": 1,
     "timing": 1,
@@ -66,6 +79,10 @@ RANK = {
     "summary": 6,
     "verification": 7,
     "certificate": 3,
+    "balls": 1,
+    "ballchain": 3,
+    "ballclaims": 4,
+    "certification": 8,
     "tokenwise": 8,
     "engine": 9,
     "stepwise": 10,
@@ -99,7 +116,7 @@ RANK = {
 PACKAGE = "spectral_theorem"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 MODEL_SIDE = {"whisper", "audio", "spectrogram", "distortions", "stress", "clips", "datasets", "scoring"}
-MODEL_SIDE |= {"corpus", "trainconfig", "objective"}
+MODEL_SIDE |= {"behaviour", "corpus", "trainconfig", "objective"}
 
 
 def module_name(path: Path) -> str:
