@@ -69,6 +69,7 @@ RANK = {
     "canvas": 4,
     "figures": 5,
     "layer_figure": 5,
+    "phase_figure": 5,
     "sweep_figure": 5,
     "step_figure": 5,
     "sweep_words": 3,
