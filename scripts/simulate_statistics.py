@@ -87,9 +87,10 @@ def seen(what: str, p: float) -> tuple[str, str, bool, str, bool]:
     return "power", what, p <= 0.05, "permutation", True
 
 
-def mean_of(rng: Rng, seed: int, *, draw: Callable[[Rng, int], np.ndarray], n: int) -> Found:
-    """Cover the mean of independent clips."""
-    yield hit("mean", interval(draw(rng, n), seed=seed), 0.0)
+def mean_of(rng: Rng, seed: int, *, draw: Callable[[Rng, int], np.ndarray], n: int, method: Any = "auto") -> Found:
+    """Cover the mean of independent clips, and show what the method that is not chosen there would do."""
+    what, meant = ("mean", True) if method == "auto" else (f"mean by {method}", False)
+    yield hit(what, interval(draw(rng, n), seed=seed, method=method), 0.0, meant=meant)
 
 
 def median_of(rng: Rng, seed: int, *, n: int) -> Found:
@@ -250,6 +251,10 @@ PLAN: list[tuple[str, int, Callable[[Rng, int], Found]]] = [
         (f"{draw.__name__} data", n, functools.partial(mean_of, draw=draw, n=n))
         for draw in (normal, exponential, lognormal, student)
         for n in (10, 20, 50, 200)
+    ),
+    *(
+        (f"{draw.__name__} data", 50, functools.partial(mean_of, draw=draw, n=50, method="BCa"))
+        for draw in (normal, exponential, lognormal)
     ),
     *(("normal data", n, functools.partial(median_of, n=n)) for n in (50, 200)),
     *(

@@ -15,6 +15,7 @@ from .types import refuse
 
 RESAMPLES = 1999
 # units from which an interval covers what it says, on data as skewed as the benchmark's
+STUDENTISED = 200  # units up to which "auto" prefers bootstrap-t for a mean
 NOMINAL = {"BCa": 50, "bootstrap-t": 20, "jackknife": 50}
 TOO_SMALL = "n is too small for the nominal level"
 
@@ -71,7 +72,7 @@ def interval(
     statistic : takes `axis`; of `values`. The mean by default.
     clusters : (n,) labels, or None for clips of their own.
     level : nominal coverage. seed : of the resampling.
-    method : "auto" is bootstrap-t for the mean of fewer than 50 units, else BCa.
+    method : "auto" is bootstrap-t for the mean of fewer than 200 units, else BCa.
 
     Returns
     -------
@@ -84,8 +85,9 @@ def interval(
 
     Notes
     -----
-    BCa covers 84 to 91 % at n = 10 to 20; bootstrap-t, :math:`(m^*-m)/s^*`, is as good as its n there, for statistics
-    that have a standard error: for others than the mean a small n is flagged instead. 1,999 resamples.
+    BCa covers 84 to 91 % at n = 10 to 20, and 90 % at n = 50 when the data are as skewed as a lognormal; bootstrap-t,
+    :math:`(m^*-m)/s^*`, is closer, for statistics that have a standard error: for others than the mean a small n is
+    flagged instead. 1,999 resamples.
 
     References
     ----------
@@ -94,7 +96,7 @@ def interval(
     Examples
     --------
     >>> rng = np.random.default_rng(0)
-    >>> found = interval(rng.exponential(size=100))
+    >>> found = interval(rng.exponential(size=200))
     >>> found.method, found.contains(1.0), found.nominal
     ('BCa', True, True)
     >>> interval(np.arange(12.0), clusters=[0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]).note
@@ -109,8 +111,7 @@ def interval(
     sums, sizes = totals(x, groups)
     if method not in ("auto", "BCa", "bootstrap-t"):
         refuse(f"method {method!r}", "auto, BCa or bootstrap-t", 'method="auto"')
-    few = sums.size < NOMINAL["BCa"]
-    if method == "bootstrap-t" or (method == "auto" and few):
+    if method == "bootstrap-t" or (method == "auto" and sums.size < STUDENTISED):
         return studentised(sums, sizes, level=level, seed=seed)
     mean = lambda index: sums[index].sum(-1) / sizes[index].sum(-1)
     return bca(mean, sums.size, level=level, seed=seed, resamples=RESAMPLES)
@@ -231,7 +232,7 @@ def studentised(sums: np.ndarray, sizes: np.ndarray, *, level: float, seed: int)
 
 
 def by_t(value: float, error: float, values: np.ndarray, errors: np.ndarray, *, n: int, level: float) -> Interval:
-    r"""Return the bootstrap-t interval from a value with its error, and resampled ones: :math:`m - t^*_{1-q}s, m - t^*_qs`.
+    r"""Return the bootstrap-t interval :math:`m - t^*_{1-q}s, m - t^*_qs` from a value with its error and resampled ones.
 
     Parameters
     ----------

@@ -182,7 +182,7 @@ def sections_of(study: Study, rows: dict[str, list[dict[str, Any]]], *, width: i
     among = "stressed clips" if known else "stressed clips without references"
     return [
         lambda_map(columns, CLEAN, seed=seed),
-        variance_section(columns, seed=seed),
+        variance_section(columns),
         constancy_section(columns, seed=seed),
         section("ablations", lambda c: ablation_section(c, seed=seed), not_computed("ablations", "Ablations", asked)),
         section("chance", lambda c: chance_section(c, seed=seed), not_computed("nulls", "Nulls", asked)),
