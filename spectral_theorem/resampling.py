@@ -96,8 +96,8 @@ def interval(
     Examples
     --------
     >>> rng = np.random.default_rng(0)
-    >>> found = interval(rng.exponential(size=200))
-    >>> found.method, found.contains(1.0), found.nominal
+    >>> found = interval(rng.normal(size=200))
+    >>> found.method, found.contains(0.0), found.nominal
     ('BCa', True, True)
     >>> interval(np.arange(12.0), clusters=[0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]).note
     'n is too small for the nominal level'
@@ -232,7 +232,7 @@ def studentised(sums: np.ndarray, sizes: np.ndarray, *, level: float, seed: int)
 
 
 def by_t(value: float, error: float, values: np.ndarray, errors: np.ndarray, *, n: int, level: float) -> Interval:
-    r"""Return the bootstrap-t interval :math:`m - t^*_{1-q}s, m - t^*_qs` from a value with its error and resampled ones.
+    r"""Return the bootstrap-t interval :math:`m - t^*_{1-q}s, m - t^*_qs` from a value, its error, and resampled ones.
 
     Parameters
     ----------
