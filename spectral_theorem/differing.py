@@ -53,8 +53,8 @@ def differences(one: RunRecord, other: RunRecord) -> dict[str, list[Difference]]
     Returns
     -------
     dict
-        "config", "provenance" and "verdicts": `name`, `first`, `second`. "tables": `table`, `row`, `column` as well, and
-        `intervals`: "apart", "meet" or None. "numbers": the same for the long table of runs without sections, and
+        "config", "provenance" and "verdicts": `name`, `first`, `second`. "tables": `table`, `row`, `column` as well,
+        and `intervals`: "apart", "meet" or None. "numbers": the same for the long table of runs without sections, and
         `beyond_errors`.
     """
     a, b = one.summary, other.summary
@@ -172,19 +172,23 @@ def _text(found: Mapping[str, Sequence[Difference]], first: Path, second: Path) 
     lines = []
     for part in ("config", "provenance", "verdicts"):
         if found[part]:
-            lines += [f"{part}:", *(f"  {d['name']}: {d['first']} → {d['second']}" for d in found[part])]
-    for name in dict.fromkeys(d["table"] for d in found["tables"]):
+            lines += [f"{part}:", *(f"  {d['name']}: {_said(d['first'])} → {_said(d['second'])}" for d in found[part])]
+    missing = [d for d in found["tables"] if d["row"] is None]
+    for side, run in (("first", first), ("second", second)):
+        if names := [d["table"] for d in missing if d[side]]:
+            lines.append(f"tables of {run} only: {', '.join(names)}")
+    for name in dict.fromkeys(d["table"] for d in found["tables"] if d["row"] is not None):
         mine = [d for d in found["tables"] if d["table"] == name]
         apart = sum(d["intervals"] == "apart" for d in mine)
         judged = sum(d["intervals"] is not None for d in mine)
-        words = f"table {name}: {len(mine)} differences"
-        lines.append(f"{words}; of {judged} numbers with intervals on both sides {apart} have them apart")
+        several = "1 difference" if len(mine) == 1 else f"{len(mine)} differences"
+        lines.append(f"table {name}: {several}" + (f"; intervals of {apart} of {judged} are apart" if judged else ""))
         # those that intervals tell apart first
         mine.sort(key=lambda d: d["intervals"] != "apart")
         for d in mine[:MOST]:
             where = ", ".join(str(part) for part in (d["row"], d["column"]) if part is not None)
             sure = f" (intervals {d['intervals']})" if d["intervals"] else ""
-            lines.append(f"  {where or 'the table'}: {shown(d['first'])} → {shown(d['second'])}{sure}")
+            lines.append(f"  {where}: {shown(d['first'])} → {shown(d['second'])}{sure}")
         if len(mine) > MOST:
             lines.append(f"  and {len(mine) - MOST} more; --json lists all")
     if found["numbers"]:
@@ -193,3 +197,7 @@ def _text(found: Mapping[str, Sequence[Difference]], first: Path, second: Path) 
         for d in [*beyond, *(d for d in found["numbers"] if not d["beyond_errors"])][:MOST]:
             lines.append(f"  {d['name']}: {shown(d['first'])} → {shown(d['second'])}")
     return "\n".join(lines)
+
+
+def _said(value: Any) -> str:
+    return "nothing" if value is None else str(value)

@@ -7,7 +7,7 @@ What the intervals cover is counted in docs/benchmarks/statistics.md.
 import dataclasses
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +62,7 @@ def interval(
     clusters: Any = None,
     level: float = 0.95,
     seed: int = 0,
-    method: Literal["auto", "BCa", "bootstrap-t"] = "auto",
+    method: str = "auto",
 ) -> Interval:
     r"""Estimate an interval of a statistic by drawing clips, or whole clusters, again.
 

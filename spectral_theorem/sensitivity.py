@@ -27,6 +27,7 @@ from .layerwise import lambda_map, layer_columns, variance_section
 from .measured import model_digest
 from .prediction import prediction_section, score_columns
 from .provenance import environment
+from .report import write_report
 from .runs import RunFolder
 from .sections import Section, as_columns, not_computed
 from .storage import json_ready
@@ -137,6 +138,7 @@ def run(
         "failed": failed,
     }
     folder.write_summary(record)
+    write_report(folder.path)
     texts = [f"{section.title}: {section.verdict}\n{section.sentence}" for section in sections]
     if failed:
         texts.append("not measured:\n" + "\n".join(f"  {name}: {why}" for name, why in failed.items()))
