@@ -10,6 +10,7 @@ from .bounds import Bounds, residual_bounds
 from .claims import CLAIMS, ClaimTable, Evidence, evaluate
 from .coherence import Coherence, coherence_direction
 from .conditions import Conditions, check_conditions
+from .largest import largest_singular_value
 from .path import DominantPath, Spine, dense, dominant_path, signed_rows, spine
 from .regimes import RegimeReport, classify
 from .scaled import Scaled, log_norm, log_of, norm, scaled
@@ -217,8 +218,7 @@ def _log_products(chain: Any) -> Any:
     eye = scaled(jnp.eye(chain.width, dtype=chain.dtype))
     _, products = jax.lax.scan(back, eye, chain.propagators, reverse=True)
     # all values in one batched call: inside the scan LAPACK would be entered layer by layer with a fresh workspace
-    largest = jnp.linalg.svd(products.value, compute_uv=False)[:, 0]
-    return log_of(largest) + products.log
+    return log_of(largest_singular_value(products.value)) + products.log
 
 
 def _cone_output(s: Spine) -> Scaled:
