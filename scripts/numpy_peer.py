@@ -7,6 +7,8 @@ products must fit into a double, and there are no verdicts in words; both make i
 """
 
 import math
+import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -227,3 +229,14 @@ def verify(w: Array, g: Array) -> dict[str, Any]:
         "triplets": t, "path": p, "bounds": bounds(g, t, p, solved[0]), "conditions": conditions(t, p, g, solved),
         "regime": regime(w, t), "coherence": solved[0],
     }  # fmt: skip
+
+
+if __name__ == "__main__":  # seconds per chain, for so many chains of the benchmark's size
+    count = int(sys.argv[1])
+    rng = np.random.default_rng(0)
+    chains = [(rng.standard_normal((32, 64, 64)) / 8, rng.standard_normal((32, 64, 32)) / 45) for _ in range(count)]
+    verify(*chains[0])
+    start = time.perf_counter()
+    for chain in chains:
+        verify(*chain)
+    print((time.perf_counter() - start) / count)
