@@ -1,138 +1,187 @@
-"""Many chains in flat memory: made, verified and forgotten batch by batch, all processor cores at work."""
+"""Evaluate traceable cells many at a time: vmapped on a device, sharded over devices.
 
-import collections
-import functools
-import itertools
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+Each device runs the same program on a batch of the same width, however many devices there are, and a cell's place in
+its batch comes from the design alone. So results do not depend on the number of devices.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from .types import Thresholds, refuse
-from .verification import Verification, verify
+from .types import refuse
 
-_CALLS = 16  # LAPACK calls of one `verify` that may wait for one another, each on a thread of XLA's
-_FIELDS = ("log_residual_norm", "log_psi_norm", "log_identity_error", "log_scale")
+AXIS = "cells"
+SEED = "seed"  # the field that becomes a cell's key
 
 
-def scalars(found: Verification) -> dict[str, Any]:
-    """Return the verdicts as codes, and the scalars that tables and figures are made of.
+def traced_fields(kind: Any) -> tuple[str, ...]:
+    """Name the fields of a config that are traced: its floats.
 
     Examples
     --------
-    >>> import jax
-    >>> import spectral_theorem as st
-    >>> sorted(scalars(st.verify(st.ensembles.gaussian(jax.random.key(0), layers=3, width=2, context=2))))[:4]
-    ['claims', 'conditions', 'largest_exponent', 'log_identity_error']
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Config:
+    ...     sigma: float = 1.0
+    ...     layers: int = 8
+    >>> traced_fields(Config)
+    ('sigma',)
     """
-    return {
-        "conditions": found.conditions.code.astype(jnp.int8),
-        "claims": found.claims.code.astype(jnp.int8),
-        "regime": found.regime.code.astype(jnp.int8),
-        "naive": found.regime.naive_code.astype(jnp.int8),
-        "largest_exponent": found.regime.lyapunov[0],
-        **{name: getattr(found.path, name) for name in _FIELDS},
-        **{name: x for name, x in vars(found.bounds).items() if x.ndim == 0},
-    }
+    return tuple(field.name for field in dataclasses.fields(kind) if isinstance(field.default, float))
 
 
-def verify_batches(
-    make: Callable[[Any], Any],
-    keys: Any,
-    *,
-    keep: Callable[[Verification], Any] = scalars,
-    thresholds: Thresholds | None = None,
-    at_once: int = 2,
-    batch: int = 16,
-    workers: int | None = None,
-) -> Iterator[Any]:
-    """Make and verify chains batch by batch, and keep what `keep` says of each.
+def groups(configs: Sequence[Any]) -> list[list[int]]:
+    """Put cells together that one program serves: those that differ in traced fields and seed alone.
 
     Parameters
     ----------
-    make : traceable function from a key to a LayerChain of one shape; a `jax.tree_util.Partial` may carry arrays, so that
-        chains that exist are read by their number.
-    keys : (N, ...) array: PRNG keys, numbers, or anything else that `make` takes one of.
-    keep : traceable function from a Verification to arrays. Default: `scalars`.
-    thresholds : as in `verify`.
-    at_once : chains computed side by side; few, so that they stay in the processor's cache. On a GPU take many.
-    batch : chains per call; what is kept of them is yielded together.
-    workers : calls in flight. Default: one per processor core, as far as XLA has threads for their LAPACK calls.
+    configs : of one dataclass, in order.
 
-    Yields
-    ------
-    What `keep` returns, as NumPy arrays with an axis of up to `batch` chains in front, in the order of `keys`.
+    Returns
+    -------
+    list of lists
+        Places of configs; groups in the order of their first cell.
+    """
+    if not configs:
+        return []
+    loose = {*traced_fields(type(configs[0])), SEED}
+    fixed = [field.name for field in dataclasses.fields(configs[0]) if field.name not in loose]
+    found: dict[tuple[Any, ...], list[int]] = {}
+    for place, config in enumerate(configs):
+        found.setdefault(tuple(getattr(config, name) for name in fixed), []).append(place)
+    return list(found.values())
+
+
+class Program:
+    """Hold one compiled program: a cell, for one group of configs, on some devices.
+
+    Parameters
+    ----------
+    cell : (config, key) → mapping of scalars, traceable in the float fields of config.
+    example : a config of the group.
+    width : cells of a batch; every device takes one batch per call.
+    devices : to shard over; JAX's first local device if absent.
 
     Raises
     ------
     InputError
-        On no keys, or numbers below 1.
-
-    Notes
-    -----
-    Every chain is a function of its key, so the answers do not depend on `batch` or `workers`. Memory: what `workers` calls
-    need, whatever N is. XLA runs the matrices of one LAPACK call side by side, and little else; calls in flight fill the
-    gaps. A call may hold 16 of XLA's threads (PJRT_NPROC, read when JAX starts) in waiting, and with fewer two could wait
-    for each other for ever; `workers` is therefore at most a sixteenth of them.
+        When the cell returns something else than scalars.
 
     Examples
     --------
-    >>> import jax
-    >>> import spectral_theorem as st
-    >>> make = lambda key: st.ensembles.gaussian(key, layers=3, width=2, context=2)
-    >>> found = list(verify_batches(make, jax.random.split(jax.random.key(0), 5), batch=4))
-    >>> [len(part["regime"]) for part in found]
-    [4, 1]
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Config:
+    ...     x: float = 1.0
+    ...     seed: int = 0
+    >>> program = Program(lambda config, key: {"square": config.x**2}, Config(), width=4)
+    >>> program([[Config(2.0), Config(3.0)]])
+    [[{'square': 4.0}, {'square': 9.0}]]
     """
-    count = len(keys)
-    for name, value in {"keys": count, "at_once": at_once, "batch": batch, "workers": 1 if workers is None else workers}.items():
-        if not isinstance(value, int) or value < 1:
-            refuse(f"{name}={value!r}" if name != "keys" else "no keys", f"{name} >= 1", f"{name}=16")
-    at_once = min(at_once, batch)
-    batch += -batch % at_once
-    traced = make if isinstance(make, jax.tree_util.Partial) else jax.tree_util.Partial(make)
-    thresholds = Thresholds() if thresholds is None else thresholds
 
-    def run(start: int) -> Any:
-        stop = min(start + batch, count)
-        some = keys[np.minimum(np.arange(start, start + batch), count - 1)]  # the last batch repeats its last key
-        found = _several(traced, some, keep, thresholds, at_once)
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[: stop - start], found)
+    def __init__(
+        self,
+        cell: Callable[[Any, Any], Mapping[str, Any]],
+        example: Any,
+        *,
+        width: int,
+        devices: Sequence[Any] | None = None,
+    ) -> None:
+        self.width, self.names = width, traced_fields(type(example))
+        chosen = np.asarray(jax.local_devices()[:1] if devices is None else devices)
+        mesh = Mesh(chosen, (AXIS,))
+        self.batches = len(chosen)
+        self.sharding = NamedSharding(mesh, PartitionSpec(AXIS))
 
-    return _in_order(run, range(0, count, batch), _most_workers() if workers is None else min(workers, _most_workers()))
+        def one(values: Any, seed: Any) -> dict[str, Any]:
+            traced = {name: values[place] for place, name in enumerate(self.names)}
+            return _scalars(cell(_traced_config(example, traced), jax.random.key(seed)))
+
+        spread = jax.shard_map(
+            jax.vmap(one), mesh=mesh, in_specs=PartitionSpec(AXIS), out_specs=PartitionSpec(AXIS), check_vma=False
+        )
+        n = self.batches * width
+        real = jnp.result_type(float)
+        shapes = [
+            jax.ShapeDtypeStruct((n, len(self.names)), real, sharding=self.sharding),
+            jax.ShapeDtypeStruct((n,), jnp.uint32, sharding=self.sharding),
+        ]
+        self.compiled = jax.jit(spread).lower(*shapes).compile()
+        self.dtype = real
+
+    @property
+    def bytes_per_device(self) -> int | None:
+        """Memory that a call takes on each device by XLA's own account, or None where it does not say."""
+        found = self.compiled.memory_analysis()
+        if found is None:
+            return None
+        return int(found.temp_size_in_bytes + found.output_size_in_bytes + found.argument_size_in_bytes)
+
+    def __call__(self, batches: Sequence[Sequence[Any]]) -> list[list[dict[str, Any]]]:
+        """Evaluate at most one batch per device; what is short is padded, and the padding dropped.
+
+        Parameters
+        ----------
+        batches : lists of configs, each of 1 to `width`.
+
+        Returns
+        -------
+        list of lists of dict
+            What the cell returned, as Python numbers, in the same places.
+        """
+        padded = [[*batch, *[batch[-1]] * (self.width - len(batch))] for batch in batches]
+        padded += [padded[-1]] * (self.batches - len(padded))
+        flat = [config for batch in padded for config in batch]
+        values = np.asarray([[getattr(config, name) for name in self.names] for config in flat], self.dtype)
+        seeds = np.asarray([_seed(config) for config in flat], np.uint32)
+        given = [jax.device_put(array, self.sharding) for array in (values.reshape(len(flat), -1), seeds)]
+        found = {name: np.asarray(array).tolist() for name, array in jax.device_get(self.compiled(*given)).items()}
+        rows = [{name: column[place] for name, column in found.items()} for place in range(len(flat))]
+        return [rows[i * self.width : i * self.width + len(batch)] for i, batch in enumerate(batches)]
 
 
-def _most_workers() -> int:
-    """Return how many calls may be in flight; a GPU has its own queue."""
-    if jax.default_backend() != "cpu":
-        return 1
-    cores = os.cpu_count() or 1
-    threads = os.environ.get("PJRT_NPROC", "")
-    return max(1, min(cores, (int(threads) if threads.isdigit() else cores) // _CALLS))
+def evaluate(cell: Callable[[Any, Any], Mapping[str, Any]], config: Any) -> dict[str, Any]:
+    """Evaluate one cell by itself, on JAX's first device.
+
+    Parameters
+    ----------
+    cell, config : as in an experiment.
+
+    Returns
+    -------
+    dict
+        Its config and what the cell returned, as Python values.
+
+    Notes
+    -----
+    A batch may round differently in the last digits than a cell alone.
+    """
+    found = Program(cell, config, width=1)([[config]])[0][0]
+    return {**dataclasses.asdict(config), **found}
 
 
-def _in_order(run: Callable[[int], Any], starts: range, workers: int) -> Iterator[Any]:
-    """Yield results in order, with no more than one beyond those in flight waiting to be taken."""
-    if workers == 1:
-        yield from map(run, starts)
-        return
-    waiting: collections.deque[Future[Any]] = collections.deque()
-    left = iter(starts)
-    with ThreadPoolExecutor(workers) as pool:
-        waiting.extend(pool.submit(run, start) for start in itertools.islice(left, workers + 1))
-        while waiting:
-            done = waiting.popleft().result()
-            waiting.extend(pool.submit(run, start) for start in itertools.islice(left, 1))
-            yield done
+def _seed(config: Any) -> int:
+    seed = getattr(config, SEED, 0)
+    if not 0 <= seed < 2**32:
+        refuse(f"seed={seed}", "a whole number from 0 to 4294967295", "--set seed=0:9:10")
+    return seed
 
 
-@functools.partial(jax.jit, static_argnames=("keep", "thresholds", "at_once"))
-def _several(make: Any, keys: Any, keep: Callable[..., Any], thresholds: Thresholds, at_once: int) -> Any:
-    one = jax.vmap(lambda key: keep(verify(make(key), thresholds)))
-    rounds = keys.reshape(-1, at_once, *keys.shape[1:])
-    found = jax.lax.map(one, rounds)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
+def _traced_config(example: Any, traced: Mapping[str, Any]) -> Any:
+    """Copy a config with traced values, past checks of its own that want numbers; those have been made."""
+    config = object.__new__(type(example))
+    for field in dataclasses.fields(example):
+        value = traced.get(field.name, 0 if field.name == SEED else getattr(example, field.name))
+        object.__setattr__(config, field.name, value)
+    return config
+
+
+def _scalars(found: Mapping[str, Any]) -> dict[str, Any]:
+    arrays = {name: jnp.asarray(value) for name, value in found.items()}
+    for name, array in arrays.items():
+        if array.ndim:
+            refuse(f"{name!r} of shape {array.shape} from cell", "a mapping from names to scalars", f"{name}.mean()")
+    return arrays

@@ -80,6 +80,10 @@ class Verify:
     """Exit with 1 unless all four conditions hold."""
     claim: Annotated[str | None, arg(metavar="MODULE:FUNCTION", help_behavior_hint="")] = None
     """A claim of your own to check on the chain as well, as `testing.check_claim` takes it."""
+    certify: bool = False
+    """Settle what is within its rounding allowance by ball arithmetic: HOLDS and VIOLATED are then proofs."""
+    certify_all: bool = False
+    """The same for every statement that applies, in doubt or not."""
     thresholds: ThresholdOptions = ThresholdOptions()
 
 
@@ -235,6 +239,48 @@ class Bench:
     """Print one JSON object instead of text."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Run an experiment file over a grid or a random design of its config, on all devices; resumable."""
+
+    experiment: Positional[Annotated[Path, arg(metavar="EXPERIMENT")]]
+    """Experiment file, such as experiments/synthetic/phase_diagram.py."""
+    out: Annotated[str | None, arg(metavar="FOLDER|URI", help_behavior_hint="(default: nothing is written)")] = None
+    """Results: a folder, or a URI that pyarrow opens. One that holds the same sweep, unfinished, is gone on with."""
+    config: Annotated[Path | None, arg(metavar="FILE.toml", help_behavior_hint="(default: the experiment's own)")] = (
+        None
+    )
+    """Design in TOML: fields, and tables [grid] or [random]."""
+    set: UseAppendAction[Annotated[tuple[str, ...], arg(metavar="NAME=VALUES")]] = ()
+    """Axis of the design: values with commas between, or low:high:count, or low:high:count:log."""
+    random: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the whole grid)")] = None
+    """Draw this many cells from the axes."""
+    seed: int = 0
+    """Seed of what is drawn."""
+    shard: Annotated[str | None, arg(metavar="I/N", help_behavior_hint="(default: all)")] = None
+    """Take one share of N, counted from 0, as the jobs of an array do."""
+    coordinator: Annotated[
+        str | None, arg(metavar="HOST:PORT|auto", help_behavior_hint="(default: as the launcher of a cluster says)")
+    ] = None
+    """Share the work with other processes, which meet here."""
+    processes: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(with --coordinator)")] = None
+    """How many processes there are."""
+    process: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(with --coordinator)")] = None
+    """Which of them this is, from 0."""
+    devices: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")] = None
+    """Devices of this process to use; on a CPU, so many are made."""
+    batch: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 64)")] = None
+    """Cells on a device at once."""
+    dtype: Dtype = "float64"
+    """Precision of every number."""
+    dry_run: bool = False
+    """Say how many cells, how much memory and how long, and compute nothing else."""
+    compact: bool = False
+    """Join the shards into one file at the end."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+
 Verb = (
     Annotated[Verify, subcommand("verify", prefix_name=False)]
     | Annotated[Demo, subcommand("demo", prefix_name=False)]
@@ -243,6 +289,7 @@ Verb = (
     | Annotated[Transcribe, subcommand("transcribe", prefix_name=False)]
     | Annotated[Train, subcommand("train", prefix_name=False)]
     | Annotated[Bench, subcommand("bench", prefix_name=False)]
+    | Annotated[Sweep, subcommand("sweep", prefix_name=False)]
     | Annotated[Models, subcommand("models", prefix_name=False)]
 )
 
@@ -254,5 +301,6 @@ RUNS = {
     Stress: ("stressed", "run"),
     Train: ("train", "run"),
     Bench: ("bench", "run"),
+    Sweep: ("sweeps", "run"),
     Models: ("models", "run"),
 }
