@@ -1,10 +1,10 @@
 """Time `verify` on many chains and on long ones, beside NumPy, and write verify.json.
 
-    python scripts/bench_verify.py docs/benchmarks [--chains 500] [--repeats 3] [--flat 100000] [--only throughput,depth]
+    python scripts/bench_verify.py docs/benchmarks [--chains 500] [--repeats 3] [--flat 100000] [--only throughput]
 
-All sides of a question run in one process and take turns in random order. The peer is `numpy_peer.verify` in a loop over
-chains: it answers the same questions by the same algorithm, and its answers are compared with ours in the same run. It
-runs with one thread of BLAS; a row says what a second one does to it.
+All sides of a question run in one process and take turns in random order. The peer is `numpy_peer.verify` in a loop
+over chains: it answers the same questions by the same algorithm, and its answers are compared with ours in the same
+run. It runs with one thread of BLAS; a row says what a second one does to it.
 """
 
 import argparse
@@ -103,7 +103,10 @@ def throughput(chains_wanted: int, repeats: int) -> Record:
     )
     pairs = (("numpy loop", "verify"), ("numpy, residual only", "verify"), ("svds alone", "verify"))
     few = min(8, chains_wanted)
-    row |= {"ratios": {f"{a} / {b}": ratio(row, a, b) for a, b in pairs}, "numbers": agreement(chains, w[:few], g[:few])}
+    row |= {
+        "ratios": {f"{a} / {b}": ratio(row, a, b) for a, b in pairs},
+        "numbers": agreement(chains, w[:few], g[:few]),
+    }
     bar = {"name": "numpy loop / verify", "value": row["ratios"]["numpy loop / verify"]["median"], "limit": 2.0}
     return row | {"question": "throughput", **SIZES, "chains": chains_wanted,
                   "bars": [bar | {"sense": ">=", "met": bar["value"] >= 2.0}]}  # fmt: skip
@@ -116,7 +119,12 @@ def peer_threads(count: int) -> Record:
         environment = os.environ | {"OPENBLAS_NUM_THREADS": str(threads)}
         call = [sys.executable, str(Path(__file__).with_name("numpy_peer.py")), str(count)]
         found[str(threads)] = float(subprocess.run(call, env=environment, check=True, capture_output=True).stdout)
-    return {"question": "peer's threads", "chains": count, "load_1min": [os.getloadavg()[0]], "seconds_per_chain": found}
+    return {
+        "question": "peer's threads",
+        "chains": count,
+        "load_1min": [os.getloadavg()[0]],
+        "seconds_per_chain": found,
+    }
 
 
 def growth(what: str, against: str, sizes: list[int], side: Callable[[int], Side], repeats: int) -> Record:
@@ -125,8 +133,8 @@ def growth(what: str, against: str, sizes: list[int], side: Callable[[int], Side
     times = [row["sides"][str(size)]["seconds"]["median"] for size in sizes]
     fit = fit_power(sizes, times)
     met = fit["exponent"] is not None and fit["exponent"] <= 1.1
-    return row | {"what": what, "against": against, "sizes": sizes, "fit": fit,
-                  "bars": [{"name": f"power of {against}", "value": fit["exponent"], "limit": 1.1, "sense": "<=", "met": met}]}  # fmt: skip
+    bar = {"name": f"power of {against}", "value": fit["exponent"], "limit": 1.1, "sense": "<=", "met": met}
+    return row | {"what": what, "against": against, "sizes": sizes, "fit": fit, "bars": [bar]}
 
 
 def by_depth(deepest: int, repeats: int) -> Record:
@@ -160,7 +168,13 @@ def flat(count: int, width: int) -> Record:
         if seen >= count * 0.01 * 10 ** len(marks) or seen == count:
             marks.append({"chains": seen, "most_mb": most, "seconds": time.perf_counter() - start})
     grown = marks[-1]["most_mb"] / marks[0]["most_mb"] - 1
-    bar = {"name": "growth of resident memory from 1 % of the chains to all", "value": grown, "limit": 0.1, "sense": "<=", "met": grown <= 0.1}
+    bar = {
+        "name": "growth of resident memory from 1 % of the chains to all",
+        "value": grown,
+        "limit": 0.1,
+        "sense": "<=",
+        "met": grown <= 0.1,
+    }
     return {"question": "flat", "layers": 32, "width": width, "context": width // 2, "chains": count, "marks": marks,
             "violated": violated, "load_1min": [os.getloadavg()[0]], "bars": [bar]}  # fmt: skip
 
@@ -214,7 +228,7 @@ def main() -> None:
     record: Record = {"schema": 1, "environment": surroundings(), "plan": {k: str(v) for k, v in vars(given).items()}}
     record["rows"] = kept
     if jax.default_backend() != "gpu":
-        record["skipped"] = {"gpu": "no GPU here; with one, the same command times `verify` on it (bar: 20 times the loop)"}
+        record["skipped"] = {"gpu": "no GPU here; with one, the same command times `verify` on it"}
     for name in given.only.split(","):
         print(name, flush=True)
         record["rows"][name] = questions[name]() | {"date": record["environment"]["date"]}

@@ -1,4 +1,4 @@
-"""One chain checked against the theorem by NumPy and LAPACK alone, with plain numbers: the peer that `verify` is timed beside.
+"""One chain checked against the theorem by NumPy and LAPACK alone, with plain numbers: a peer to time `verify` beside.
 
 It answers what `spectral_theorem.verify` answers, by the same algorithm: a certified SVD of every layer, the context
 Jacobian by its recursion, all bounds carried for all injections at once, norms of all products, exponents by two QR
@@ -43,10 +43,12 @@ def triplets(w: Array) -> dict[str, Array]:
     angle = np.arcsin(np.clip(math.sqrt(2) * residual / np.where(known > 0, known, residual), 0, 1))
     phi, error = np.arctan2(s, np.abs(kappa)), angle[:-1] + angle[1:]
     return {
-        "left": left[:, :, :2], "right": right[:, :2, :].mT, "sigma": sigma[:, :3], "u": u, "v": v, "xi": second / first,
-        "kappa": kappa, "s": s, "defect": defects, "residual": residual, "rho": first[:-1] * np.abs(kappa),
+        "left": left[:, :, :2], "right": right[:, :2, :].mT, "sigma": sigma[:, :3], "u": u, "v": v,
+        "xi": second / first, "kappa": kappa, "s": s, "defect": defects, "residual": residual,
+        "rho": first[:-1] * np.abs(kappa),
         "xi_error": residual * (1 + second / first) / (first - residual), "coupling_error": error,
-        "kappa_upper": np.cos(np.clip(phi - error, 0, None)), "s_upper": np.sin(np.clip(phi + error, None, math.pi / 2)),
+        "kappa_upper": np.cos(np.clip(phi - error, 0, None)),
+        "s_upper": np.sin(np.clip(phi + error, None, math.pi / 2)),
     }  # fmt: skip
 
 
@@ -59,11 +61,12 @@ def path(w: Array, g: Array, t: dict[str, Array]) -> dict[str, Array]:
     amplitude = gains * np.append(np.cumprod(kappa[:0:-1])[::-1], 1.0)
     jacobian, residual, psi, beta = g[0], np.zeros_like(g[0]), np.zeros(g.shape[2]), 0.0
     exact = upper = 0.0
+    row_before = psi
     for l in range(1, depth):
         along = kappa[l - 1] * psi if l > 1 else psi
         # across v: what came along the layer before's u is known, the rest through beta
         seen = v[l] @ (jacobian - g[l - 1])
-        met = np.outer(u[l - 1], (seen_before if l > 1 else psi)) + g[l - 1]
+        met = np.outer(u[l - 1], row_before) + g[l - 1]
         off = met - np.outer(v[l], v[l] @ met)
         beta = (sigma[l - 1] * xi[l - 1] * beta if l > 1 else 0.0) + math.sqrt(np.vdot(off, off))
         exact = sigma[l] * math.sqrt(np.vdot(seen - along, seen - along))
@@ -71,7 +74,7 @@ def path(w: Array, g: Array, t: dict[str, Array]) -> dict[str, Array]:
         whole = np.outer(u[l - 1], psi) + g[l - 1]
         row = along + rows[l - 1]
         residual = w[l] @ residual + w[l] @ whole - sigma[l] * np.outer(u[l], row)
-        psi, seen_before = sigma[l] * row, sigma[l] * (seen + rows[l - 1])
+        psi, row_before = sigma[l] * row, sigma[l] * (seen + rows[l - 1])
         jacobian = w[l] @ jacobian + g[l]
     by_difference = jacobian - np.outer(u[-1], amplitude @ rows) - g[-1]
     return {
@@ -215,7 +218,8 @@ def regime(w: Array, t: dict[str, Array]) -> dict[str, Any]:
     for l in range(1, depth):
         output = w[l] @ output
     return {
-        "products": largest, "lyapunov": -np.sort(-total / depth), "cone_margin": 1 - (xi[1:] * chi[:-1] * chi[1:]).max(),
+        "products": largest, "lyapunov": -np.sort(-total / depth),
+        "cone_margin": 1 - (xi[1:] * chi[:-1] * chi[1:]).max(),
         "aperture": aperture, "shrink": shrink, "output": output,
     }  # fmt: skip
 

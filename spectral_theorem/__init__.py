@@ -76,8 +76,6 @@ _MODULES = (
 )
 
 if TYPE_CHECKING:
-    from . import audio, coupling, datasets, ensembles, scoring, stress, testing, whisper
-    from .manychains import verify_batches
     from . import (
         association,
         audio,
@@ -101,6 +99,7 @@ if TYPE_CHECKING:
     from .conditions import check_conditions
     from .deep import stream
     from .linearization import OperatorChain, linearize, operators
+    from .manychains import verify_batches
     from .observables import (
         effective_rank,
         kirchhoff_index,

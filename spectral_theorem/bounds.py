@@ -181,7 +181,7 @@ def row_exact_start(source: Any) -> Scaled:
 
 
 def row_exact_step(state: Scaled, layer: Any) -> tuple[Scaled, dict[str, Any]]:
-    """Pass one layer: its W, the injection before it, sigma, u before it, v, kappa before it, sigma xi before and now."""
+    """Pass one layer: W, the injection before it, sigma, u before it, v, kappa before it, sigma xi before and now."""
     deflate = lambda v, x: x - jnp.outer(v, v @ x)
     w, g, sigma, u_before, v, kappa_before, tail_before, tail = layer
     (jacobian, psi, row, beta), g, log = meet(state, scaled(g))

@@ -159,7 +159,7 @@ def _nearest_point(points: Any, present: Any) -> Any:
     one = jnp.zeros((m,), dtype).at[0].set(1.0)
     state = (slot, one, one, jnp.asarray(0), ~jnp.any(present))
     if n == m:
-        # most rows are active as a rule: where they are independent, leave from all of them instead of adding one by one
+        # most rows are active as a rule: where they are independent, start from all instead of adding one by one
         r = jnp.linalg.qr(system(jnp.arange(n), present.astype(dtype)), mode="r")
         sizes = jnp.abs(jnp.diagonal(r))
         independent = jnp.any(present) & (jnp.min(sizes) > math.sqrt(eps) * jnp.max(sizes))

@@ -1,8 +1,8 @@
 r"""One chain too long to hold: layers are taken as they come, and kept only as scalars.
 
 What the bounds, the dominant path and the exponents need of the layers that have passed is a few matrices, carried
-with their logarithmic scale. Every bound here costs a constant per layer: the paper's, the telescoping and the row-exact
-one, whose sums run forward. The transfer bound does not: its caps differ from injection to injection.
+with their logarithmic scale. Every bound here costs a constant per layer: the paper's, the telescoping and the
+row-exact one, whose sums run forward. The transfer bound does not: its caps differ from injection to injection.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from .factors import whole
 from .path import residual_start, residual_step
 from .scaled import Scaled, log_norm, log_of, norm, scaled, subtract
 from .triplets import decompose
-from .types import LayerChain, container, refuse, tolerance
+from .types import LayerChain, container, refuse
 
 _BATCHES = 64  # batch means from which standard errors are taken, at most; the first only settles the frame
 _FEWEST = 8
@@ -42,7 +42,7 @@ class DeepReport:
         there are too few layers. exponents_rounding : ()  what rounding may add to each.
     batches : ()  batch means behind the errors.
     sigma, xi : (L,), kappa, misalignment, rho : (L-1,)  scalars of all layers. resolved : (L,) bool.
-    injection_norm, injection_share : (L,)  :math:`\|G_k\|_F` and :math:`\gamma_k`, k = 0..L-1; k = 0 is the first state.
+    injection_norm, injection_share : (L,)  :math:`\|G_k\|_F` and :math:`\gamma_k`, k = 0..L-1, 0 the first state.
     log_allowance : ()  rounding allowance in units of the scale, 16 eps L sqrt D, as a logarithm.
     """
 
@@ -105,8 +105,8 @@ def stream(
 
     Parameters
     ----------
-    layers : iterable of W (D, D), of pairs (W, G) with G (D, C), or of `LayerChain` blocks; or a function from the layer's
-        number, 1..depth, to one of the first two. Layers in order.
+    layers : iterable of W (D, D), of pairs (W, G) with G (D, C), or of `LayerChain` blocks, in order; or a function
+        from the layer's number, 1..depth, to one of the first two.
     depth : how many layers to take; needed with a function, optional with an iterable.
     initial : (D, C), optional
         :math:`J_0`, when the first state depends on the context.
@@ -125,8 +125,8 @@ def stream(
     Notes
     -----
     O(L (D^3 + D^2 C)) time. Exponents come from one QR sweep from a random frame; their standard errors from the means
-    of 8 to 64 batches of equal length, the first of which is left out because the frame settles in it. They mean
-    something where layers are drawn independently or mix within a batch; for given layers the exponents are volume growth.
+    of 8 to 64 batches of equal length, the first of which is left out because the frame settles in it. Errors mean
+    something where layers are independent or mix within a batch; exponents of given layers are volume growth.
 
     References
     ----------
@@ -162,12 +162,14 @@ def stream(
     columns: list[Any] = []
     for block in itertools.chain([first], blocks):
         if (block.width, block.context_size, block.dtype) != (width, first.context_size, dtype):
-            refuse(f"layers of (D, C) = ({block.width}, {block.context_size}) in {block.dtype} after {len(columns)} blocks",
-                   f"({width}, {first.context_size}) in {dtype} throughout", "layers of one chain")  # fmt: skip
+            got = f"layers of (D, C) = ({block.width}, {block.context_size}) in {block.dtype}"
+            refuse(got, f"({width}, {first.context_size}) in {dtype} throughout", "layers of one chain")
         if state is None:
             state = _start(block, initial, count)
         size = block.depth
-        w = jnp.concatenate([block.propagators, jnp.broadcast_to(jnp.eye(width, dtype=dtype), (chunk - size, width, width))])
+        w = jnp.concatenate(
+            [block.propagators, jnp.broadcast_to(jnp.eye(width, dtype=dtype), (chunk - size, width, width))]
+        )
         g = jnp.zeros((chunk, *state["g"].shape), dtype)
         g = g if block.injections is None else g.at[:size].set(block.injections)
         state, found = _pass(state, w, g, jnp.arange(chunk) < size)
@@ -225,7 +227,7 @@ def _pass(state: dict[str, Any], w: Any, g: Any, valid: Any) -> tuple[dict[str, 
         row, residual, frame, ends, _ = carry
         (w, g, sigma, u, v, u_before, kappa, tail_before, tail), take = entry
         row, bound = row_exact_step(row, (w, g, sigma, u_before, v, kappa, tail_before, tail))
-        residual, size = residual_step(residual, (w, g, sigma, u, v, u_before, kappa))
+        residual, _ = residual_step(residual, (w, g, sigma, u, v, u_before, kappa))
         frame, r = jnp.linalg.qr(w @ frame)
         ends = jnp.stack([bound["row_exact"], bound["row_exact_lower"]])
         after = jax.tree.map(lambda a, b: jnp.where(take, a, b), (row, residual, frame, ends, u), carry)
@@ -241,7 +243,7 @@ def _pass(state: dict[str, Any], w: Any, g: Any, valid: Any) -> tuple[dict[str, 
     }  # fmt: skip
     along = jnp.einsum("nd,ndc->nc", v, g[:-1])
     return after, {
-        "sigma": sigma, "xi": xi, "kappa": t.kappa, "misalignment": t.misalignment, "rho": jnp.abs(t.kappa) * t.sigma[:-1, 0],
+        "sigma": sigma, "xi": xi, "kappa": t.kappa, "misalignment": t.misalignment, "rho": t.rho,
         "coupling_error": t.coupling_error, "resolved": t.resolved[1:], "size": norm(g[:-1], axis=(1, 2)),
         "along": norm(along, axis=1), "logs": logs,
     }  # fmt: skip

@@ -54,8 +54,8 @@ def verify_batches(
 
     Parameters
     ----------
-    make : traceable function from a key to a LayerChain of one shape; a `jax.tree_util.Partial` may carry arrays, so that
-        chains that exist are read by their number.
+    make : traceable function from a key to a LayerChain of one shape; a `jax.tree_util.Partial` may carry arrays, so
+        that chains that exist are read by their number.
     keys : (N, ...) array: PRNG keys, numbers, or anything else that `make` takes one of.
     keep : traceable function from a Verification to arrays. Default: `scalars`.
     thresholds : as in `verify`.
@@ -74,10 +74,10 @@ def verify_batches(
 
     Notes
     -----
-    Every chain is a function of its key, so the answers do not depend on `batch` or `workers`. Memory: what `workers` calls
-    need, whatever N is. XLA runs the matrices of one LAPACK call side by side, and little else; calls in flight fill the
-    gaps. A call may hold 16 of XLA's threads (PJRT_NPROC, read when JAX starts) in waiting, and with fewer two could wait
-    for each other for ever; `workers` is therefore at most a sixteenth of them.
+    Every chain is a function of its key, so the answers do not depend on `batch` or `workers`. Memory: what `workers`
+    calls need, whatever N is. XLA runs the matrices of one LAPACK call side by side, and little else; calls in flight
+    fill the gaps. A call may hold 16 of XLA's threads (PJRT_NPROC, read when JAX starts) in waiting, and with fewer
+    two could wait for each other for ever; `workers` is therefore at most a sixteenth of them.
 
     Examples
     --------
@@ -89,7 +89,12 @@ def verify_batches(
     [4, 1]
     """
     count = len(keys)
-    for name, value in {"keys": count, "at_once": at_once, "batch": batch, "workers": 1 if workers is None else workers}.items():
+    for name, value in {
+        "keys": count,
+        "at_once": at_once,
+        "batch": batch,
+        "workers": 1 if workers is None else workers,
+    }.items():
         if not isinstance(value, int) or value < 1:
             refuse(f"{name}={value!r}" if name != "keys" else "no keys", f"{name} >= 1", f"{name}=16")
     at_once = min(at_once, batch)

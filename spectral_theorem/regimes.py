@@ -19,7 +19,6 @@ from .path import Spine, dense, first_layer, spine
 from .scaled import log_of
 from .types import Regime, Thresholds, Triplets, as_member, container, refuse, tolerance
 
-
 _BLOCK = 4  # layers between two QR factorisations where only a start is wanted
 
 

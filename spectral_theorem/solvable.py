@@ -1,7 +1,7 @@
 r"""Random matrices whose products have Lyapunov exponents in closed form.
 
-Where the law of W does not change under W → WO for orthogonal O, the factors R of a QR sweep are independent and have the
-law of the R of one W, so that :math:`\lambda_i = E\log|r_{ii}|` exactly, at every depth. Triangular and commuting
+Where the law of W does not change under W → WO for orthogonal O, the factors R of a QR sweep are independent and have
+the law of the R of one W, so that :math:`\lambda_i = E\log|r_{ii}|` exactly, at every depth. Triangular and commuting
 matrices, and a few in the plane, have exponents for other reasons. Proofs and sources: docs/theory/deep.md.
 """
 
@@ -136,9 +136,10 @@ def _rotated(values: tuple[float, ...], first: float) -> Solvable:
     """Put Haar frames on both sides of fixed singular values; `first` is E log |diag(values) x|, x uniform."""
     d = np.asarray(values)
     rest = float(np.log(d).sum()) - first
-    exponents = (first, rest) if len(d) == 2 else (first, math.nan, math.nan)
+    exponents: tuple[float, ...] = (first, rest)
     if len(d) == 3:  # the last is minus the first of the inverse
-        exponents = (first, float(np.log(d).sum()) - first + _spheroid(1 / d[0], 1 / d[2]), -_spheroid(1 / d[0], 1 / d[2]))
+        last = -_spheroid(1 / d[0], 1 / d[2])
+        exponents = (first, rest - last, last)
     return Solvable(lambda rng, n: haar(rng, n, len(d)) * d @ haar(rng, n, len(d)), _sorted(exponents),
                     "fixed singular values between Haar frames")  # fmt: skip
 
@@ -182,8 +183,9 @@ def _circulant(width: int) -> Solvable:
     real = 0.5 * (math.log(2 * width) + float(psi(0.5)))
     double = 0.5 * (math.log(width) + float(psi(1.0)))
     singles = 1 if width % 2 else 2
-    return Solvable(lambda rng, n: rng.standard_normal((n, width))[:, index],
-                    _sorted([real] * singles + [double] * (width - singles)), "circulant: E log of the Fourier sums")  # fmt: skip
+    exponents = _sorted([real] * singles + [double] * (width - singles))
+    draw = lambda rng, n: rng.standard_normal((n, width))[:, index]
+    return Solvable(draw, exponents, "circulant: E log of the Fourier sums")
 
 
 def _monomial(means: tuple[float, ...]) -> Solvable:
