@@ -190,12 +190,12 @@ def deep(deepest: int) -> Record:
         start = time.perf_counter()
         found = st.stream(layer, depth=depth)
         times.append(time.perf_counter() - start)
-        relative = lambda x, found=found: float(x - found.log_scale)
+        relative = lambda x, found=found: float(x - found.log_residual_norm)
         rows.append({
             "layers": depth, "seconds": times[-1], "resident_mb": resident(),
-            "log_identity_error_over_scale": relative(found.log_identity_error),
-            "log_row_exact_over_residual": float(found.log_row_exact - found.log_residual_norm),
-            "log_telescoping_over_residual": float(found.log_telescoping - found.log_residual_norm),
+            "log_identity_error_over_residual": relative(found.log_identity_error),
+            "log_row_exact_over_residual": relative(found.log_row_exact),
+            "log_telescoping_over_residual": relative(found.log_telescoping),
         })  # fmt: skip
     fit = fit_power(sizes, times)
     return {"question": "deep", "width": 8, "context": 4, "bound": "row-exact, linear in L", "rows": rows, "fit": fit,

@@ -207,7 +207,7 @@ def _start(block: LayerChain, initial: Any, count: int) -> dict[str, Any]:
     source = jnp.zeros((width, max(block.context_size, 1)), dtype) if initial is None else jnp.asarray(initial)
     frame = np.linalg.qr(np.random.default_rng(0).standard_normal((width, count)))[0]
     return {
-        "w": jnp.eye(width, dtype=dtype), "g": source, "begun": jnp.zeros((), bool), "row": row_exact_start(source),
+        "w": jnp.eye(width, dtype=dtype), "g": source, "row": row_exact_start(source),
         "residual": residual_start(source), "frame": jnp.asarray(frame, dtype), "last": jnp.zeros((2,), dtype),
         "u": jnp.zeros((width,), dtype),
     }  # fmt: skip
@@ -218,10 +218,9 @@ def _pass(state: dict[str, Any], w: Any, g: Any, valid: Any) -> tuple[dict[str, 
     """Take a block of layers through all recursions; the layer before it comes along for its coupling."""
     t = decompose(LayerChain(jnp.concatenate([state["w"][None], w])))
     g = jnp.concatenate([state["g"][None], g])
-    begun = jnp.concatenate([state["begun"][None], jnp.ones((w.shape[0] - 1,), bool)])
-    mask = lambda x: jnp.where(begun.reshape(-1, *[1] * (x.ndim - 1)), x, 0.0)
     sigma, xi, v = t.sigma[1:, 0], t.xi[1:], t.v[1:]
-    u_before, kappa, tails = mask(t.u[:-1]), mask(t.kappa), t.sigma[:, 0] * t.xi
+    # before the first layer of all stands an identity: no path has come through it, so its coupling meets zeros
+    tails = t.sigma[:, 0] * t.xi
 
     def layer(carry: Any, entry: Any) -> tuple[Any, Any]:
         row, residual, frame, ends, _ = carry
@@ -233,12 +232,12 @@ def _pass(state: dict[str, Any], w: Any, g: Any, valid: Any) -> tuple[dict[str, 
         after = jax.tree.map(lambda a, b: jnp.where(take, a, b), (row, residual, frame, ends, u), carry)
         return after, log_of(jnp.abs(jnp.diagonal(r)))
 
-    entries = (w, g[:-1], sigma, t.u[1:], v, u_before, kappa, mask(tails[:-1]), tails[1:])
+    entries = (w, g[:-1], sigma, t.u[1:], v, t.u[:-1], t.kappa, tails[:-1], tails[1:])
     carry = (state["row"], state["residual"], state["frame"], state["last"], state["u"])
     (row, residual, frame, ends, u), logs = jax.lax.scan(layer, carry, (entries, valid))
     end = jnp.sum(valid)
     after = {
-        "w": jnp.concatenate([state["w"][None], w])[end], "g": g[end], "begun": jnp.ones((), bool), "row": row,
+        "w": jnp.concatenate([state["w"][None], w])[end], "g": g[end], "row": row,
         "residual": residual, "frame": frame, "last": ends, "u": u,
     }  # fmt: skip
     along = jnp.einsum("nd,ndc->nc", v, g[:-1])

@@ -118,7 +118,7 @@ class RegimeReport:
     output_angle : ()  certified angle (radians) between the output and u_L; NaN without certificate.
     caught : (n,) bool  which injections of the spine enter the cone as a block.
     lyapunov : (D,)  finite-time Lyapunov exponents of W_L...W_1, nats per layer, descending; the leading ones
-        only where that is all that was asked for.
+        only where that is all that was asked for. Routes that make no sweep give one number, log ||W_L...W_1|| / L.
     """
 
     code: Int[Array, "*batch"]
