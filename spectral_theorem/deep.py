@@ -340,7 +340,7 @@ def batch_means(logs: Any) -> tuple[np.ndarray, np.ndarray, int]:
 
     Examples
     --------
-    >>> means, errors, count = batch_means(np.tile([[1.0], [3.0]], (640, 1)))
+    >>> means, errors, count = batch_means(np.tile([[1.0], [3.0]], (4096, 1)))
     >>> means.tolist(), errors.tolist(), count
     ([2.0], [0.0], 63)
     """
