@@ -94,7 +94,7 @@ def stream(
     depth: int | None = None,
     initial: Any = None,
     exponents: int | None = None,
-    chunk: int = 64,
+    chunk: int = 256,
 ) -> DeepReport:
     r"""Follow a chain of any depth, layer by layer, in memory that grows by a few scalars per layer.
 
@@ -143,7 +143,7 @@ def stream(
     True
     """
     if not isinstance(chunk, int) or chunk < 1:
-        refuse(f"chunk={chunk!r}", "a whole number >= 1", "chunk=64")
+        refuse(f"chunk={chunk!r}", "a whole number >= 1", "chunk=256")
     if callable(layers):
         if depth is None:
             refuse("a function of the layer's number without a depth", "how many layers to take", "depth=1000")
@@ -166,13 +166,12 @@ def stream(
             refuse(got, f"({width}, {first.context_size}) in {dtype} throughout", "layers of one chain")
         if state is None:
             state = _start(block, initial, count)
-        size = block.depth
-        w = jnp.concatenate(
-            [block.propagators, jnp.broadcast_to(jnp.eye(width, dtype=dtype), (chunk - size, width, width))]
-        )
-        g = jnp.zeros((chunk, *state["g"].shape), dtype)
-        g = g if block.injections is None else g.at[:size].set(block.injections)
-        state, found = _pass(state, w, g, jnp.arange(chunk) < size)
+        size, w, g = block.depth, block.propagators, block.injections
+        g = np.zeros((size, *state["g"].shape), dtype) if g is None else g
+        if size < chunk:  # what is added is masked
+            rest = np.broadcast_to(np.eye(width, dtype=dtype), (chunk - size, width, width))
+            w, g = np.concatenate([w, rest]), np.concatenate([g, np.zeros((chunk - size, *g.shape[1:]), dtype)])
+        state, found = _pass(state, w, g, np.arange(chunk) < size)
         columns.append({name: np.asarray(x)[:size] for name, x in found.items()})
     assert state is not None
     found = {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}
