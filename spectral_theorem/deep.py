@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 from .bounds import log_growth, row_exact_start, row_exact_step, upper_alignment
 from .factors import whole
 from .path import residual_start, residual_step
-from .scaled import Scaled, log_norm, log_of, norm, scaled, subtract
+from .scaled import Scaled, log_norm, log_of, meet, norm, scaled, subtract
 from .triplets import decompose
 from .types import LayerChain, container, refuse
 
@@ -207,7 +207,8 @@ def _start(block: LayerChain, initial: Any, count: int) -> dict[str, Any]:
     frame = np.linalg.qr(np.random.default_rng(0).standard_normal((width, count)))[0]
     return {
         "w": jnp.eye(width, dtype=dtype), "g": source, "row": row_exact_start(source),
-        "residual": residual_start(source), "frame": jnp.asarray(frame, dtype), "last": jnp.zeros((2,), dtype),
+        "residual": residual_start(source), "jacobian": scaled(jnp.zeros_like(source)),
+        "psi": scaled(jnp.zeros_like(source[0])), "frame": jnp.asarray(frame, dtype), "last": jnp.zeros((2,), dtype),
         "u": jnp.zeros((width,), dtype),
     }  # fmt: skip
 
@@ -222,23 +223,28 @@ def _pass(state: dict[str, Any], w: Any, g: Any, valid: Any) -> tuple[dict[str, 
     tails = t.sigma[:, 0] * t.xi
 
     def layer(carry: Any, entry: Any) -> tuple[Any, Any]:
-        row, residual, frame, ends, _ = carry
+        row, residual, jacobian, psi, frame, ends, _ = carry
         (w, g, sigma, u, v, u_before, kappa, tail_before, tail), take = entry
         row, bound = row_exact_step(row, (w, g, sigma, u_before, v, kappa, tail_before, tail))
         residual, _ = residual_step(residual, (w, g, sigma, u, v, u_before, kappa))
         frame, r = jnp.linalg.qr(w @ frame)
-        ends = jnp.stack([bound["row_exact"], bound["row_exact_lower"]])
-        after = jax.tree.map(lambda a, b: jnp.where(take, a, b), (row, residual, frame, ends, u), carry)
+        # beside a bound that outgrows them J and Psi would be lost: here each has a scale of its own
+        seen = subtract(Scaled(v @ jacobian.value, jacobian.log), Scaled(kappa * psi.value, psi.log))
+        ends = jnp.stack([bound["row_exact"], log_of(sigma) + log_norm(seen)])
+        a, b, log = meet(jacobian, scaled(g))
+        jacobian = scaled(w @ (a + b), log)
+        a, b, log = meet(psi, scaled(v @ g))
+        psi = scaled(sigma * (kappa * a + b), log)
+        states = (row, residual, jacobian, psi, frame, ends, u)
+        after = jax.tree.map(lambda a, b: jnp.where(take, a, b), states, carry)
         return after, log_of(jnp.abs(jnp.diagonal(r)))
 
     entries = (w, g[:-1], sigma, t.u[1:], v, t.u[:-1], t.kappa, tails[:-1], tails[1:])
-    carry = (state["row"], state["residual"], state["frame"], state["last"], state["u"])
-    (row, residual, frame, ends, u), logs = jax.lax.scan(layer, carry, (entries, valid))
+    names = ("row", "residual", "jacobian", "psi", "frame", "last", "u")
+    carried, logs = jax.lax.scan(layer, tuple(state[name] for name in names), (entries, valid))
     end = jnp.sum(valid)
-    after = {
-        "w": jnp.concatenate([state["w"][None], w])[end], "g": g[end], "row": row,
-        "residual": residual, "frame": frame, "last": ends, "u": u,
-    }  # fmt: skip
+    after = dict(zip(names, carried, strict=True))
+    after |= {"w": jnp.concatenate([state["w"][None], w])[end], "g": g[end]}
     along = jnp.einsum("nd,ndc->nc", v, g[:-1])
     return after, {
         "sigma": sigma, "xi": xi, "kappa": t.kappa, "misalignment": t.misalignment, "rho": t.rho,
@@ -289,10 +295,9 @@ def _report(state: dict[str, Any], found: dict[str, Any], sizes: np.ndarray, ini
     scalars = _Scalars(found["sigma"], found["xi"], between["kappa"], between["misalignment"],
                        between["coupling_error"], found["resolved"])  # fmt: skip
     residual = Scaled(state["residual"].value[0], state["residual"].log)
-    psi = Scaled(state["residual"].value[1], state["residual"].log)
-    jacobian = Scaled(state["row"].value[0], state["row"].log)
+    psi, jacobian = state["psi"], state["jacobian"]
     dominant = scaled(jnp.outer(state["u"], psi.value), psi.log)
-    error = subtract(subtract(scaled(jacobian.value, jacobian.log), dominant), residual)
+    error = subtract(subtract(jacobian, dominant), residual)
     exponents, errors, batches = batch_means(found["logs"])
     size, along = found["size"], found["along"]
     share = np.divide(along, size, out=np.full_like(size, np.nan), where=size > 0)

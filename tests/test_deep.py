@@ -98,6 +98,15 @@ def test_ten_thousand_growing_layers_stay_finite():
     assert found.exponents[0] * 10_000 < found.log_total_norm + 100
 
 
+def test_nothing_is_lost_beside_a_bound_that_outgrows_it():
+    """The row-exact bound of Gaussian layers outgrows the residual by a quarter of a nat per layer, beyond a double."""
+    rng = np.random.default_rng(0)
+    found = stream(((w, g) for w, g in zip(*rng.standard_normal((2, 4000, 5, 5)), strict=True)))
+    assert found.log_row_exact > found.log_residual_norm + 750
+    assert found.log_identity_error < found.log_residual_norm + np.log(1e-10)
+    assert 0 <= found.log_residual_norm - found.log_row_exact_lower < 20
+
+
 def test_streams_refuse_what_is_no_chain():
     eye = np.eye(2)
     for layers, how, message in [
