@@ -1,6 +1,8 @@
 """Chains too long to hold, many chains in flat memory, and exponents that are known in closed form."""
 
 import dataclasses
+import importlib
+import json
 
 import jax
 import jax.numpy as jnp
@@ -210,3 +212,30 @@ def test_records_say_which_rate_they_hold(pair):
     assert record["lyapunov_by"] == "qr" and len(record["lyapunov"]) == 5
     by_norm = dataclasses.replace(whole, regime=dataclasses.replace(whole.regime, lyapunov=whole.regime.lyapunov[:1]))
     assert by_norm.to_dict()["regime"]["lyapunov_by"] == "norm"
+
+
+@pytest.mark.parametrize("pair", [False], indirect=True)
+def test_the_peer_of_the_benchmark_gives_the_same_answers(pair, repository, monkeypatch):
+    monkeypatch.syspath_prepend(str(repository / "scripts"))
+    import numpy_peer
+
+    chain, whole = pair
+    peer = numpy_peer.verify(np.asarray(chain.propagators), np.asarray(chain.injections))
+    products = peer["bounds"].pop("products")
+    np.testing.assert_allclose(whole.bounds.log_propagator_norm, np.log(products[1:]), atol=1e-10)
+    for name, value in peer["bounds"].items():
+        with np.errstate(divide="ignore"):
+            np.testing.assert_allclose(getattr(whole.bounds, f"log_{name}"), np.log(value), atol=1e-10, err_msg=name)
+    np.testing.assert_allclose(whole.path.log_residual_norm, np.log(peer["path"]["residual"]), atol=1e-12)
+    np.testing.assert_allclose(whole.regime.lyapunov[0], peer["regime"]["lyapunov"][0], atol=0.02)
+    for name in ("gain", "cumulative_gain", "alignment", "projection", "purity", "sign_consistency"):
+        np.testing.assert_allclose(whole.conditions[name].value, peer["conditions"][name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["verify", "lyapunov"])
+def test_benchmark_pages_are_drawn_from_their_files(name, repository, monkeypatch):
+    monkeypatch.syspath_prepend(str(repository / "scripts"))
+    module = importlib.import_module({"verify": "verify_page", "lyapunov": "measure_lyapunov"}[name])
+    folder = repository / "docs" / "benchmarks"
+    record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    assert (folder / f"{name}.md").read_text(encoding="utf-8") == module.page(record)
