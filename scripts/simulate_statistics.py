@@ -22,6 +22,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 
 import spectral_theorem as st
+from spectral_theorem import statistics
 from spectral_theorem.association import auroc, calibration, r_squared, variance_components
 from spectral_theorem.benchrecord import surroundings
 from spectral_theorem.resampling import Interval, interval
@@ -38,6 +39,7 @@ from spectral_theorem.storage import json_ready, write_atomically
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
 FILE = "statistics.json"
 SETS = 2000
+statistics.PERMUTATIONS = 1999  # as good as five times as many when all that is asked is whether p is below 0.05
 COVERED = (0.92, 0.98)  # what an interval of level 0.95 is held to, from 50 units
 CHANCE = (0.0, 0.065)  # what a test of level 0.05 is held to
 SIZES = np.arange(1.0, 25.0) ** -0.6  # standard deviations of 24 channels
@@ -294,7 +296,7 @@ PLAN: list[tuple[str, int, Callable[[Rng, int], Found]]] = [
     ("the smallest detectable difference", 50, functools.partial(group_power, sizes=(50, 90))),
     ("24 channels, window 10", 100, functools.partial(pooled_power, n=100, modes=10, steeper=0.1)),
 ]  # fmt: skip
-SLOW = {shares: 4}  # fewer data sets of what takes a tenth of a second each
+SLOW = {shares: 10}  # fewer data sets of what takes a tenth of a second each
 
 
 Key = tuple[str, str]
@@ -366,7 +368,8 @@ def page(record: Mapping[str, Any]) -> str:
         "![Coverage, false positives and power](statistics.svg)",
         "*n* counts units: clips, or clusters of them. *flagged* is the share of intervals that say that they are not"
         " meant at their level, because n is too small or a window too large for it; they are held to nothing, and"
-        " *% of the others* counts the rest. Lines where clusters are ignored show what that would cost.",
+        " *% of the others* counts the rest. Lines where clusters are ignored show what that would cost. Tests here"
+        f" make {statistics.PERMUTATIONS:,} permutations.",
     ]
     for kind, words in (
         ("coverage", "## Coverage of 95 % intervals"),

@@ -158,10 +158,8 @@ def _numbers(one: RunRecord, other: RunRecord) -> Iterator[Difference]:
         verdicts = [side.get("verdict") for side in sides]
         if not _differ(first, second) and verdicts[0] == verdicts[1]:
             continue
-        errors = [side.get("error") for side in sides]
-        beyond = None
-        if None not in (first, second, *errors):
-            beyond = abs(first - second) > sum(errors)
+        known = [number for number in (first, second, *(side.get("error") for side in sides)) if number is not None]
+        beyond = abs(known[0] - known[1]) > known[2] + known[3] if len(known) == 4 else None
         name = ", ".join(f"{column} {part}" for column, part in zip(KEYS, key, strict=True) if part is not None)
         yield {"name": name, "first": first, "second": second, "beyond_errors": beyond}
 

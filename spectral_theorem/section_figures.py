@@ -14,11 +14,11 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from .canvas import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, VERMILLION, drawing, floats, forth, limits, set_ticks
 from .spectra_figure import NAMES, components_of, drawn_layers, plane_figure, spectra_figure
+from .sweep_figure import DIVERGING
 
 COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, INK, MUTED)
 MARKERS = "osD^vXP"
 LINES = ("-", (0, (5, 2)), "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)), "--")
-DIVERGING = LinearSegmentedColormap.from_list("λ", [VERMILLION, "#f3f3f3", BLUE])
 Section = Mapping[str, Any]
 
 
@@ -162,6 +162,7 @@ def map_figure(maps: Sequence[Mapping[str, Any]]) -> Figure:
     halves = [(grid["high"] - grid["low"]) / 2 for grid in grids]
     finite = np.concatenate([half[np.isfinite(half)] for half in halves])
     widest = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
+    colours = LinearSegmentedColormap.from_list("λ", DIVERGING)
     tall = max(0.22 * max(len(each["layers"]) for each in maps), 0.7)
     height = (tall + 0.75) * len(maps) + 0.2
     with drawing(height) as figure:
@@ -171,7 +172,9 @@ def map_figure(maps: Sequence[Mapping[str, Any]]) -> Figure:
         )
         for row, each, grid, half in zip(axes, maps, grids, halves, strict=True):
             shape = {"origin": "lower", "aspect": "auto", "interpolation": "nearest"}
-            left = row[0].imshow(grid["mean"], cmap=DIVERGING, vmin=-far, vmax=far, **shape)
+            left = row[0].imshow(
+                grid["mean"], cmap=LinearSegmentedColormap.from_list("λ", DIVERGING), vmin=-far, vmax=far, **shape
+            )
             right = row[1].imshow(half, cmap="viridis", vmin=0.0, vmax=widest, **shape)
             sure = (grid["low"] > 0) | (grid["high"] < 0)
             y, x = np.nonzero(~sure & np.isfinite(grid["mean"]))
@@ -328,7 +331,7 @@ def bars_figure(rows: Sequence[tuple[str, float, float, float]], bars: Bars) -> 
         names = list(dict.fromkeys(label.partition(",")[0] for label, *_ in rows))
         for place, (label, value, low, high) in enumerate(rows):
             index = names.index(label.partition(",")[0]) if len(names) < len(rows) else 0
-            style = _style(index) | {"ls": ""}
+            style: dict[str, Any] = _style(index) | {"ls": ""}
             if np.isfinite([low, high]).all():
                 ax.hlines(place, low, high, color=style["color"], lw=1.6)
             ax.plot(value, place, **style)
