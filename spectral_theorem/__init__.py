@@ -43,27 +43,67 @@ _HOME = {
     "verify_many": "verification",
     "frobenius_norm": "trace",
     "compare_scopes": "scopes",
+    "spectrum": "observables",
+    "effective_rank": "observables",
+    "participation_ratio": "observables",
+    "spectral_slope": "observables",
+    "kirchhoff_index": "observables",
+    "kirchhoff_scale_free": "observables",
+    "observe": "observables",
+    "pooled": "pooling",
+    "pooled_change": "pooling",
 }
 _MODULES = (
+    "association",
     "audio",
     "behaviour",
     "coupling",
     "datasets",
+    "divergence",
     "ensembles",
+    "resampling",
     "scoring",
+    "statistics",
     "stress",
     "study",
+    "tables",
     "testing",
     "whisper",
 )
 
 if TYPE_CHECKING:
-    from . import audio, behaviour, coupling, datasets, ensembles, scoring, stress, study, testing, whisper
+    from . import (
+        association,
+        audio,
+        behaviour,
+        coupling,
+        datasets,
+        divergence,
+        ensembles,
+        resampling,
+        scoring,
+        statistics,
+        stress,
+        study,
+        tables,
+        testing,
+        whisper,
+    )
     from .bounds import residual_bounds
     from .coherence import coherence_direction
     from .conditions import check_conditions
     from .linearization import OperatorChain, linearize, operators
+    from .observables import (
+        effective_rank,
+        kirchhoff_index,
+        kirchhoff_scale_free,
+        observe,
+        participation_ratio,
+        spectral_slope,
+        spectrum,
+    )
     from .path import context_jacobian, dominant_path
+    from .pooling import pooled, pooled_change
     from .profile import depth_profile
     from .regimes import classify, lyapunov_exponents, phase
     from .scopes import compare_scopes
