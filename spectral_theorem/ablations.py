@@ -1,4 +1,4 @@
-r"""What LayerNorm, the residual connection, the cut into layers, the past and the precision do to the numbers of a clip."""
+"""What LayerNorm, the residual connection, the cut into layers, the past and the precision do to a clip's numbers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -60,7 +60,7 @@ def ablation_section(columns: Columns, *, seed: int = 0) -> Section:
         rows = rows_where(columns, variant=name)
         mean[name] = mean_of(rows["lam"], rows["cluster"], seed=seed)
     sign = 1 if mean[PLAIN].value > 0 else -1
-    judged = {name: _sign_is(estimate, sign) for name, estimate in mean.items()}
+    judged: dict[str, Answer] = {name: _sign_is(estimate, sign) for name, estimate in mean.items()}
     verdict = together(judged.values())
     changes = {name: found[name, "lam"] for name in variants if (name, "lam") in found}
     largest = max(changes, key=lambda name: abs(changes[name].value))

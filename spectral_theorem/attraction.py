@@ -15,7 +15,7 @@ import numpy as np
 from .measure import chance_alignment
 from .regimes import classify
 from .responses import Responses, responses
-from .sections import Columns, Section, above, mean_of, not_computed, rows_where, shown
+from .sections import Columns, Section, above, as_cells, mean_of, not_computed, rows_where, shown
 from .tables import Column, Table
 from .tokenchains import ClipTokens, token_propagators
 from .triplets import decompose
@@ -125,8 +125,8 @@ def attraction_section(columns: Columns, width: int, *, seed: int = 0) -> Sectio
     Returns
     -------
     Section
-        The statement is that the answer to a small perturbation of the sound lies along :math:`u_L`, :math:`|\cos|` above
-        :math:`1/\sqrt2`.
+        The statement is that the answer to a small perturbation of the sound lies along :math:`u_L`,
+        :math:`|\cos|` above :math:`1/\sqrt2`.
     """
     if "kind" not in columns or not len(columns["kind"]):
         return not_computed(ID, TITLE, "no step was perturbed")
@@ -139,23 +139,32 @@ def attraction_section(columns: Columns, width: int, *, seed: int = 0) -> Sectio
     certified = float(np.mean(rows_where(columns, kind=STATE, size=smallest)["regime"] == "ATTRACTOR"))
     growth, relative = (of(name, kind=STATE, size=smallest) for name in ("growth", "relative_growth"))
     top = of("cosine_top", kind=CONTEXT, size=smallest)
-    lead = {"HOLDS": "lies along u_L", "VIOLATED": "does not lie along u_L"}.get(verdict, "may or may not lie along u_L")
+    lead = {"HOLDS": "lies along u_L", "VIOLATED": "does not lie along u_L"}.get(
+        verdict, "may or may not lie along u_L"
+    )
     sentence = (
-        f"The answer to a small change of the sound {lead}: |cos| is {shown(along)}, against {ALIGNED:.3g} for half of its "
-        f"square and {chance:.3g} for random directions; along the leading direction of the whole product it is {shown(top)}. "
-        f"Small random changes of the state grow by {shown(growth)} nats through all layers, {shown(relative)} relative to the "
-        f"state's own norm. The cone certificate holds at {certified:.0%} of the tokens (margin {shown(cone)}; above 0 "
-        "certifies)."
+        f"The answer to a small change of the sound {lead}: |cos| is {shown(along)}, against {ALIGNED:.3g} for half of "
+        f"its square and {chance:.3g} for random directions; along the leading direction of the whole product it is "
+        f"{shown(top)}. Small random changes of the state grow by {shown(growth)} nats through all layers, "
+        f"{shown(relative)} relative to the state's own norm. The cone certificate holds at {certified:.0%} of "
+        f"the tokens (margin {shown(cone)}; above 0 certifies)."
     )
     quantities = ("cosine", "cosine_top", "agreement", "dimensions", "relative_growth", "nonlinearity")
-    names = ("|cos| with u_L", "|cos| with top of product", "agreement", "dimensions / m", "relative growth", "nonlinearity")
+    names = (
+        "|cos| with u_L",
+        "|cos| with top of product",
+        "agreement",
+        "dimensions / m",
+        "relative growth",
+        "nonlinearity",
+    )
     units = {"relative growth": "nats"}
     rows = []
     for condition in dict.fromkeys(columns["condition"].tolist()):
         for kind in dict.fromkeys(columns["kind"].tolist()):
             for size in sorted(set(columns["size"].tolist())):
                 values = [of(q, condition=condition, kind=kind, size=size) for q in quantities]
-                rows.append((condition, kind, size, *[_cell(part) for v in values for part in (v.value, *_ends(v))]))
+                rows.append((condition, kind, size, *[part for v in values for part in as_cells(v)]))
     heads = [Column(title, units.get(name, "")) for name in names for title in (name, f"{name} low", f"{name} high")]
     table = Table(
         "attractor",
@@ -172,11 +181,3 @@ def attraction_section(columns: Columns, width: int, *, seed: int = 0) -> Sectio
 def _mean(columns: Columns, quantity: str, seed: int, **chosen: Any) -> Any:
     rows = rows_where(columns, **chosen)
     return mean_of(rows[quantity], rows["cluster"], seed=seed)
-
-
-def _ends(found: Any) -> tuple[float, float]:
-    return found.interval.low, found.interval.high
-
-
-def _cell(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

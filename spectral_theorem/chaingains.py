@@ -65,8 +65,10 @@ def chain_gains(chain: LayerChain) -> Gains:
     Examples
     --------
     >>> found = chain_gains(LayerChain(jnp.stack([jnp.diag(jnp.asarray([2.0, 1.0]))] * 3)))
-    >>> [round(float(x), 4) for x in found.log_norm / jnp.log(2.0)], bool(jnp.allclose(found.log_norm, found.log_dominant))
-    ([3.0, 2.0, 1.0], True)
+    >>> [round(float(x), 4) for x in found.log_norm / jnp.log(2.0)]
+    [3.0, 2.0, 1.0]
+    >>> bool(jnp.allclose(found.log_norm, found.log_dominant))
+    True
     """
     t: Triplets = decompose(chain)
     log_sigma = log_of(t.sigma[:, 0])

@@ -1,6 +1,6 @@
 r"""What chance would give: every headline number of a clip beside the same number of chains that lost something.
 
-Rotated and conjugated layers keep the spectrum, shuffled ones all but their order, and an untrained model keeps the shape.
+Rotated and conjugated layers keep the spectrum, shuffled ones all but their order; an untrained model keeps the shape.
 """
 
 from collections.abc import Mapping
@@ -82,9 +82,7 @@ def chance_section(columns: Columns, *, seed: int = 0) -> Section:
     found |= contrasts(columns, TRAINED, [name for name in variants if name == UNTRAINED], KEPT, seed=seed)
     if ("rotated", "kappa_abs") not in found:
         return not_computed(ID, TITLE, "no clip has two resolved layers")
-    over = {
-        null: contrasts(columns, null, [TRAINED], ("kappa_abs", "growth"), seed=seed) for null in variants
-    }
+    over = {null: contrasts(columns, null, [TRAINED], ("kappa_abs", "growth"), seed=seed) for null in variants}
     change = over["rotated"][TRAINED, "kappa_abs"]
     ours, theirs = (rows_where(columns, variant=name) for name in (TRAINED, "rotated"))
     kappa = [mean_of(rows["kappa_abs"], rows["cluster"], seed=seed) for rows in (ours, theirs)]
@@ -92,8 +90,9 @@ def chance_section(columns: Columns, *, seed: int = 0) -> Section:
     said = {"HOLDS": "are better aligned than chance", "VIOLATED": "are aligned worse than chance"}
     lead = said.get(verdict, "cannot be told from chance in their alignment")
     sentence = (
-        f"Neighbouring layers {lead}: |κ| is {shown(kappa[0])}, and {shown(kappa[1])} when every layer keeps its singular "
-        f"values and is turned at random (difference {shown(change)}, p = {change.p:.2g}, {change.n} clusters of clips)."
+        f"Neighbouring layers {lead}: |κ| is {shown(kappa[0])}, and {shown(kappa[1])} when every layer keeps its "
+        f"singular values and is turned at random (difference {shown(change)}, p = {change.p:.2g}, {change.n} clusters "
+        "of clips)."
     )
     grown = {null: c[TRAINED, "growth"] for null, c in over.items() if (TRAINED, "growth") in c}
     if grown:
@@ -103,4 +102,3 @@ def chance_section(columns: Columns, *, seed: int = 0) -> Section:
         columns, found, TRAINED, name="nulls", number=1, caption="Headline numbers beside chance.", seed=seed
     )
     return Section(ID, TITLE, verdict, sentence, (table,))
-

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from .association import Estimate, calibration, r_squared
-from .resampling import Interval
-from .sections import Columns, Section, above, mean_of, not_computed, shown
+from .sections import Columns, Section, above, as_cells, mean_of, not_computed, shown
 from .tables import Column, Table
 
 ID, TITLE = "constant_lambda", "Is a constant λ enough?"
@@ -91,7 +90,9 @@ def constancy_section(columns: Columns, *, seed: int = 0) -> Section:
         return not_computed(ID, TITLE, "no clip has two resolved layers")
     fitting = halves(columns["cluster"], seed=seed)
     predicted = predictions(columns, fitting)
-    rows, depth_rows, fits = [], [], {}
+    rows: list[Any] = []
+    fits: dict[str, Estimate] = {}
+    off: dict[tuple[str, int], Estimate] = {}
     for law, values in predicted.items():
         keep = ~fitting & np.isfinite(values) & np.isfinite(columns["actual"])
         if not keep.any():
@@ -100,12 +101,11 @@ def constancy_section(columns: Columns, *, seed: int = 0) -> Section:
         fits[law] = r_squared(actual, guess, clusters=clusters, seed=seed)
         slope = calibration(actual, guess, clusters=clusters, seed=seed)[1]
         error = mean_of(guess - actual, clusters, seed=seed)
-        rows.append((law, LAWS[law], *_three(fits[law]), *_three(slope), *_three(error), int(keep.sum())))
+        rows.append((law, LAWS[law], *as_cells(fits[law]), *as_cells(slope), *as_cells(error), int(keep.sum())))
         for depth in sorted(set(columns["depth"].tolist())):
             at = keep & (columns["depth"] == depth)
             if at.any():
-                off = mean_of(values[at] - columns["actual"][at], columns["cluster"][at], seed=seed)
-                depth_rows.append((law, int(depth), *_three(off)))
+                off[law, int(depth)] = mean_of(values[at] - columns["actual"][at], columns["cluster"][at], seed=seed)
     three = lambda name, unit="": [Column(f"{name}{end}", unit) for end in ("", " low", " high")]
     note = "Numbers fitted on half of the clips, judged on the others; intervals of 95 % by bootstrap over clips."
     laws = Table(
@@ -120,18 +120,18 @@ def constancy_section(columns: Columns, *, seed: int = 0) -> Section:
         2,
         f"Calibration with depth: predicted minus actual log gain over the last d layers. {note}",
         (Column("law"), Column("d"), *three("error", "nats")),
-        tuple(depth_rows),
+        tuple((*key, *as_cells(found)) for key, found in off.items()),
     )
     verdict = above(fits["mean λ"], ENOUGH)
     lead = {"HOLDS": "is enough", "VIOLATED": "is not enough"}.get(verdict, "may or may not be enough")
     mean = float(np.nanmean(columns["lam"]))
-    worst = max((row for row in depth_rows if row[0] == "best rate"), key=lambda row: abs(row[2] or 0.0))
-    ends = Estimate(worst[2], Interval(*(np.nan if end is None else end for end in worst[3:5]), 0.95, "", 0, True))
+    depth = max((d for law, d in off if law == "best rate"), key=lambda d: abs(off["best rate", d].value))
     sentence = (
         f"A constant λ {lead}: with the measured mean λ of {mean:.3g} nats per layer, exp(λ d) explains R² = "
-        f"{shown(fits['mean λ'])} of the log gains of other clips; below 0, their mean predicts better. The constant rate "
-        f"that fits best is no λ: it explains {shown(fits['best rate'])} and is off by up to {shown(ends)} nats, at d = "
-        f"{worst[1]}; the mean gain at each depth explains {shown(fits['mean by depth'])}."
+        f"{shown(fits['mean λ'])} of the log gains of other clips; below 0, their mean predicts better. The constant "
+        f"rate that fits best is no λ: it explains {shown(fits['best rate'])} and is off by up to "
+        f"{shown(off['best rate', depth])} nats, at d = {depth}; the mean gain at each depth explains "
+        f"{shown(fits['mean by depth'])}."
     )
     if "own λ" in fits:
         sentence += f" The token's own dominant path gives {shown(fits['own λ'])}."
@@ -145,8 +145,3 @@ def _scatter(columns: Columns, judged: np.ndarray, predicted: Mapping[str, np.nd
     pick = lambda x: [float(v) if np.isfinite(v) else None for v in np.asarray(x, float)[places]]
     laws = {law: pick(values) for law, values in predicted.items()}
     return {"depth": pick(columns["depth"]), "actual": pick(columns["actual"]), **laws}
-
-
-def _three(found: Estimate) -> tuple[float | None, ...]:
-    values = (found.value, found.interval.low, found.interval.high)
-    return tuple(float(value) if np.isfinite(value) else None for value in values)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .sections import Columns, mean_of, rows_where
+from .sections import Columns, as_cells, mean_of, rows_where
 from .statistics import Change, change_of, corrected
 from .tables import Column, Table
 
@@ -95,25 +95,18 @@ def contrast_table(
     p = dict(zip(found, corrected([change.p for change in found.values()], "holm"), strict=True)) if found else {}
     quantities = list(dict.fromkeys(quantity for _, quantity in found))
     rows: list[tuple[Any, ...]] = []
+    value = lambda variant, quantity: mean_of(
+        *(rows_where(columns, variant=variant)[name] for name in (quantity, "cluster")), seed=seed
+    )
     for quantity in quantities:
         words, unit = QUANTITIES[quantity]
         label = f"{words} ({unit})" if unit != "1" else words
-        mine = rows_where(columns, variant=base)
-        here = mean_of(mine[quantity], mine["cluster"], seed=seed)
-        rows.append((label, base, here.value, _end(here.interval.low), _end(here.interval.high), *[None] * 5))
+        rows.append((label, base, *as_cells(value(base, quantity)), *[None] * 5))
         for variant in dict.fromkeys(v for v, q in found if q == quantity):
-            change, theirs = found[variant, quantity], rows_where(columns, variant=variant)
-            other = mean_of(theirs[quantity], theirs["cluster"], seed=seed)
-            ends = (change.interval.low, change.interval.high)
-            rows.append(
-                (label, variant, other.value, _end(other.interval.low), _end(other.interval.high))
-                + (change.value, *map(_end, ends), float(p[variant, quantity]), change.n)
-            )
+            change = found[variant, quantity]
+            judged = (*as_cells(change), float(p[variant, quantity]), change.n)
+            rows.append((label, variant, *as_cells(value(variant, quantity)), *judged))
     headings = ("low", "high", "change", "change low", "change high", "p (Holm)", "clusters")
     note = "Intervals of 95 % by bootstrap over clips; changes are paired by clip."
     columns_ = (Column("quantity"), Column("variant"), Column("value"), *map(Column, headings))
     return Table(name, number, f"{caption} {note}", columns_, tuple(rows))
-
-
-def _end(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

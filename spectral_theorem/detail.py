@@ -66,7 +66,7 @@ def detail(
     Parameters
     ----------
     model : WhisperModel in float32 or float64.
-    sounds : labels (clip, cluster, speaker, condition) and a function that reads the samples, one per clip and condition.
+    sounds : labels (clip, cluster, speaker, condition) and a function that reads the samples, for each.
     folder : of the run. key : files made under another are made again.
     steps : tokens of each clip, as `spaced_steps` takes it. draws : of random nulls. directions : of perturbations.
     seed : of every random number. progress : called with clips done and in all.
@@ -97,7 +97,12 @@ def detail(
                     "chance": chance_rows(own, model, clip, fresh=fresh, draws=draws, labels=labels),
                     "ablations": ablation_rows(model, clip, sequence=number < SEQUENCES, labels=labels),
                     "attraction": attraction_rows(
-                        own, model, clip, others=_others(model, sounds, number, clip), directions=directions, labels=labels
+                        own,
+                        model,
+                        clip,
+                        others=_others(model, sounds, number, clip),
+                        directions=directions,
+                        labels=labels,
                     ),
                 }
                 text = json.dumps({"digest": digest, "rows": json_ready(found)[0]}, allow_nan=False)

@@ -7,7 +7,7 @@ import numpy as np
 
 from .association import variance_components
 from .contrast import QUANTITIES, contrasts
-from .sections import Columns, Section, above, mean_of, not_computed, rows_where, shown, together
+from .sections import Columns, Section, above, as_cell, as_cells, mean_of, not_computed, rows_where, shown, together
 from .statistics import corrected
 from .tables import Column, Table
 
@@ -26,10 +26,10 @@ def layer_columns(cells: Sequence[Any]) -> dict[str, np.ndarray]:
     Returns
     -------
     dict of (n,) arrays
-        `clip`, `cluster`, `speaker`, `condition`, `step`, `layer` (from 1), `depth` (layers from this one to the last),
-        `sigma1`, `xi`, `kappa_abs`, `lam`, `resolved` (both layers of the coupling), `actual`, `predicted` and `aligned`:
-        :math:`\log\|W_L\cdots W_l\|` as it is, along the dominant path, and with perfect alignment, nats. A coupling that is
-        not resolved is NaN.
+        `clip`, `cluster`, `speaker`, `condition`, `step`, `layer` (from 1), `depth` (layers from this one to the
+        last), `sigma1`, `xi`, `kappa_abs`, `lam`, `resolved` (both layers of the coupling); `actual`, `predicted` and
+        `aligned`: :math:`\log\|W_L\cdots W_l\|` as it is, along the dominant path, and with perfect alignment, nats. A
+        coupling that is not resolved is NaN.
     """
     parts: list[dict[str, np.ndarray]] = []
     for cell in cells:
@@ -83,7 +83,9 @@ def lambda_map(columns: Columns, clean: str, *, seed: int = 0) -> Section:
         here = rows_where(columns, layer=layer)
         sides = {**here, "variant": here["condition"], "condition": np.full(len(here["clip"]), "")}
         others = [name for name in conditions if name != clean]
-        for (variant, quantity), change in contrasts(sides, clean, others, ("lam", "kappa_abs", "sigma1", "xi")).items():
+        for (variant, quantity), change in contrasts(
+            sides, clean, others, ("lam", "kappa_abs", "sigma1", "xi")
+        ).items():
             changes[variant, quantity, layer] = change
         for condition in conditions:
             mine = rows_where(here, condition=condition)
@@ -96,15 +98,15 @@ def lambda_map(columns: Columns, clean: str, *, seed: int = 0) -> Section:
         change = changes.get((condition, quantity, layer))
         rest: tuple[Any, ...] = (None,) * 5
         if change is not None:
-            ends = (_cell(change.interval.low), _cell(change.interval.high))
-            rest = (change.value, *ends, float(p[condition, quantity, layer]), _cell(change.smallest_detectable))
+            rest = (*as_cells(change), float(p[condition, quantity, layer]), as_cell(change.smallest_detectable))
         label = words if unit == "1" else f"{words} ({unit})"
-        rows.append((int(layer), label, condition, mean.value, _cell(mean.interval.low), _cell(mean.interval.high), *rest))
+        rows.append((int(layer), label, condition, *as_cells(mean), *rest))
     heads = ("low", "high", f"change from {clean}", "change low", "change high", "p (Holm)", "smallest detectable")
     table = Table(
         "lambda_by_layer",
         1,
-        "Means over clips and steps; intervals of 95 % by bootstrap over clips that share no recording; changes are paired.",
+        "Means over clips and steps; intervals of 95 % by bootstrap over clips that share no recording; changes are "
+        "paired.",
         (Column("layer"), Column("quantity"), Column("condition"), Column("mean"), *map(Column, heads)),
         tuple(rows),
     )
@@ -138,13 +140,14 @@ def _maps(columns: Columns, conditions: Sequence[str], layers: Sequence[float], 
             for step in steps:
                 rows = rows_where(mine, layer=layer, step=step)
                 found = mean_of(rows["lam"], rows["cluster"], seed=seed)
-                line["mean"].append(_cell(found.value))
-                line["low"].append(_cell(found.interval.low))
-                line["high"].append(_cell(found.interval.high))
+                for name, cell in zip(("mean", "low", "high"), as_cells(found), strict=True):
+                    line[name].append(cell)
                 line["clips"].append(int(np.isfinite(rows["lam"]).sum()))
             for name, values in line.items():
                 grid[name].append(values)
-        maps.append({"condition": condition, "layers": [int(x) for x in used], "steps": [int(x) for x in steps], **grid})
+        maps.append(
+            {"condition": condition, "layers": [int(x) for x in used], "steps": [int(x) for x in steps], **grid}
+        )
     return maps
 
 
@@ -175,12 +178,13 @@ def variance_section(columns: Columns, *, seed: int = 0) -> Section:
     shares = variance_components(columns["lam"][keep], factors, clusters=clusters, seed=seed)
     rows = []
     for name, share in shares.items():
-        ends = (None, None) if share.interval is None else (_cell(share.interval.low), _cell(share.interval.high))
+        ends = (None, None) if share.interval is None else as_cells(share, share.share)[1:]
         rows.append((name, share.levels or None, share.share, *ends))
     table = Table(
         "variance",
         1,
-        "Shares of the variance of λ, corrected for what chance levels would explain; the rest is interactions and noise. "
+        "Shares of the variance of λ, corrected for what chance levels would explain; the rest is interactions and "
+        "noise. "
         "Intervals of 95 % by bootstrap over clips.",
         (Column("factor"), Column("levels"), Column("share"), Column("low"), Column("high")),
         tuple(rows),
@@ -196,7 +200,3 @@ def variance_section(columns: Columns, *, seed: int = 0) -> Section:
     others = [f"{name} {share.share:.1%}" for name, share in shares.items() if name != "layer"]
     sentence = f"The layer explains {lead} half of the variance of λ: {number}; {', '.join(others)}."
     return Section(VARIANCE_ID, VARIANCE_TITLE, verdict, sentence, (table,))
-
-
-def _cell(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

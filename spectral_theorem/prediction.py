@@ -13,7 +13,7 @@ from .constancy import halves
 from .observables import effective_rank, spectral_slope, spectrum
 from .regimes import phase
 from .resampling import interval_of
-from .sections import Answer, Section, above, not_computed, shown
+from .sections import Answer, Section, above, as_cells, not_computed, shown
 from .tables import Column, Table
 from .types import Regime
 
@@ -104,7 +104,9 @@ def score_columns(cells: Sequence[Any]) -> dict[str, np.ndarray]:
         if label == "hallucinated" or label in other:
             about = {name: getattr(cell, name) for name in ("clip", "cluster", "speaker", "condition")}
             rows.append(
-                about | {"hallucinated": float(label == "hallucinated"), "regime": cell_regime(cell)} | cell_scores(cell)
+                about
+                | {"hallucinated": float(label == "hallucinated"), "regime": cell_regime(cell)}
+                | cell_scores(cell)
             )
     return {name: np.asarray([row[name] for row in rows]) for name in rows[0]} if rows else {}
 
@@ -154,7 +156,9 @@ def held_out(features: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> np
     return scores
 
 
-def within_groups(scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, clusters: Any, *, seed: int = 0) -> Estimate:
+def within_groups(
+    scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, clusters: Any, *, seed: int = 0
+) -> Estimate:
     """Estimate the AUROC over pairs of clips of one group only, so that differences between groups do not count.
 
     Parameters
@@ -205,8 +209,8 @@ def prediction_section(columns: Mapping[str, np.ndarray], *, among: str = "stres
     labels = columns["hallucinated"] if columns else np.zeros(0)
     counts = int(labels.sum()), int(len(labels) - labels.sum())
     if min(counts) < FEWEST:
-        why = f"{counts[0]} hallucinated and {counts[1]} surviving clips among {among}; at least {FEWEST} of each are needed"
-        return not_computed(ID, TITLE, why)
+        why = f"there are {counts[0]} hallucinated and {counts[1]} surviving clips among {among}"
+        return not_computed(ID, TITLE, f"{why}; at least {FEWEST} of each are needed")
     clusters = columns["cluster"]
     speakers, unit = columns["speaker"], "speakers"
     if len(set(speakers.tolist()) - {""}) < 2 or "" in speakers:
@@ -220,9 +224,12 @@ def prediction_section(columns: Mapping[str, np.ndarray], *, among: str = "stres
             found = single[name] = auroc(score[keep], labels[keep], clusters=clusters[keep], seed=seed)
             inside = within_groups(score, labels, speakers, clusters, seed=seed)
         rises = "rises" if sign > 0 else "falls"
-        alone.append((words, rises, *_three(found), *_three(inside), int(keep.sum())))
+        alone.append((words, rises, *as_cells(found), *as_cells(inside), int(keep.sum())))
     combined = _combinations(columns, labels, speakers, clusters, seed)
-    counted = [(name, *[int(((columns["regime"] == name) & (labels == y)).sum()) for y in (1, 0)]) for name in Regime.__members__]
+    counted = [
+        (name, *[int(((columns["regime"] == name) & (labels == y)).sum()) for y in (1, 0)])
+        for name in Regime.__members__
+    ]
     verdict, compared = _compared(columns, labels, clusters, seed)
     groups = len(set(speakers.tolist()))
     lead = {"HOLDS": "tells", "VIOLATED": "does not tell"}.get(verdict, "has not been shown to tell")
@@ -233,13 +240,13 @@ def prediction_section(columns: Mapping[str, np.ndarray], *, among: str = "stres
     )
     both, standard = (combined.get(name) for name in ("theory and standard", "standard scores"))
     if both is not None and standard is not None:
-        sentence += (
-            f" Held-out {unit}: standard scores {shown(standard)}, with the theory's added {shown(both)}."
-        )
+        sentence += f" Held-out {unit}: standard scores {shown(standard)}, with the theory's added {shown(both)}."
     half = combined.get("(σ₁, κ, ξ), other half")
     if half is not None:
-        sentence += f" A rule from (σ₁, κ, ξ) alone, made on half of the clips, reaches {shown(half)} on the other half."
-    certified = sum(row[1] + row[2] for row in counted if row[0] != Regime.INDETERMINATE.name)
+        sentence += (
+            f" A rule from (σ₁, κ, ξ) alone, made on half of the clips, reaches {shown(half)} on the other half."
+        )
+    certified = int((columns["regime"] != Regime.INDETERMINATE.name).sum())
     sentence += f" {certified} of {len(labels)} clips have a certified regime."
     if unit == "speakers" and groups < 10:
         sentence += f" With n = {groups} speakers nothing is claimed of others."
@@ -248,8 +255,8 @@ def prediction_section(columns: Mapping[str, np.ndarray], *, among: str = "stres
         Table(
             "prediction",
             1,
-            f"AUROC of single scores among {among}, in the direction that hypothesis or custom gives them; all pairs of "
-            f"clips, and pairs within {unit} only. Intervals of 95 % by bootstrap over clips.",
+            f"AUROC of single scores among {among}, in the direction that hypothesis or custom gives them; all pairs "
+            f"of clips, and pairs within {unit} only. Intervals of 95 % by bootstrap over clips.",
             (Column("score"), Column("with hallucination it"), *ends("AUROC"), *ends("within"), Column("clips")),
             tuple(alone),
         ),
@@ -258,7 +265,7 @@ def prediction_section(columns: Mapping[str, np.ndarray], *, among: str = "stres
             2,
             f"AUROC of logistic fits on clips they did not see: {unit} left out in turn, or half of the clips.",
             (Column("fit"), *ends("AUROC")),
-            tuple((name, *_three(found)) for name, found in combined.items()),
+            tuple((name, *as_cells(found)) for name, found in combined.items()),
         ),
         Table(
             "prediction_regimes",
@@ -325,10 +332,3 @@ def _mean(values: Any) -> float:
 
 def _said(found: Estimate | None) -> str:
     return "n/a" if found is None else shown(found)
-
-
-def _three(found: Estimate | None) -> tuple[float | None, ...]:
-    if found is None:
-        return (None,) * 3
-    values = (found.value, found.interval.low, found.interval.high)
-    return tuple(float(value) if np.isfinite(value) else None for value in values)

@@ -29,7 +29,8 @@ class Responses:
     log_size : (S, m, L+1)  :math:`\log\|\Delta_l\|`; -inf where nothing changed.
     log_relative : (S, m, L+1)  the same relative to the norm of the unperturbed state there.
     agreement : (S,)  mean :math:`|\cos|` between answers :math:`\Delta_L` to different directions.
-    dimensions : (S,)  participation ratio of the m answers as unit vectors: 1 when all lie on one line, m when none share.
+    dimensions : (S,)  participation ratio of the m answers as unit vectors: 1 when all lie on one line, m when
+        none share any.
     nonlinearity : (S, m)  :math:`\|\Delta_L-J\delta\|/\|\Delta_L\|`, J the exact derivative.
     """
 
@@ -60,7 +61,7 @@ def responses(
 
     Parameters
     ----------
-    layers : functions (h, c) -> h', pytrees such as `jax.tree_util.Partial`, so that one compilation serves alike layers.
+    layers : functions (h, c) -> h', pytrees such as `jax.tree_util.Partial`, so that alike layers compile once.
     state : (D,)  h_0. context : c, any shape.
     directions : (m, *shape of what is perturbed).
     sizes : the :math:`\varepsilon`, positive.

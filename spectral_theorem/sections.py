@@ -1,4 +1,4 @@
-"""Hold one answer of a run: a verdict on a statement, a sentence with its number, tables, and what a figure is drawn from.
+"""Hold one answer of a run: a verdict on a statement, a sentence with its number, tables, and a figure's arrays.
 
 A section runs no model and draws nothing; `report` does the second from what is on disk.
 """
@@ -100,6 +100,29 @@ def shown(found: Any, digits: int = 3) -> str:
     low, high = found.interval.low, found.interval.high
     ends = f"[{low:.{digits}g}, {high:.{digits}g}]" if np.isfinite(low) else "[no interval]"
     return f"{found.value:.{digits}g} {ends}"
+
+
+def as_cell(value: float | None) -> float | None:
+    """Return a number for a table; None for what is none.
+
+    Examples
+    --------
+    >>> as_cell(float("nan")), as_cell(1.0)
+    (None, 1.0)
+    """
+    return None if value is None or not np.isfinite(value) else float(value)
+
+
+def as_cells(found: Any, value: float | None = None) -> tuple[float | None, float | None, float | None]:
+    """Return value, low and high end for a table, all None where nothing was found.
+
+    Parameters
+    ----------
+    found : an `Estimate`, a `Change`, or anything with an `interval` if `value` is given; or None.
+    """
+    if found is None:
+        return (None, None, None)
+    return as_cell(found.value if value is None else value), as_cell(found.interval.low), as_cell(found.interval.high)
 
 
 def above(found: Any, limit: float) -> Answer:

@@ -1,8 +1,9 @@
 """Run one `sensitivity`: a model and recordings, clean and under stress → what λ does, and whether that means anything.
 
-Every clip is measured cheaply under every condition (`study`), a few closely (`detail`); sections answer one question each.
+Every clip is measured cheaply under every condition (`study`), a few closely (`detail`); sections answer.
 """
 
+import dataclasses
 import hashlib
 import json
 import sys
@@ -11,7 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -22,7 +22,7 @@ from .clips import Clip
 from .console import Outcome, working
 from .constancy import constancy_section
 from .datasets import MANIFEST, Dataset, find
-from .detail import FOLDER, detail, spread_over
+from .detail import TOPICS, detail, spread_over
 from .layerwise import lambda_map, layer_columns, variance_section
 from .measured import model_digest
 from .prediction import prediction_section, score_columns
@@ -102,7 +102,8 @@ def run(
     key = hashlib.blake2b(json.dumps([json_ready(config)[0], digest, made_by], sort_keys=True).encode()).hexdigest()
     folder = RunFolder(out, run_id=key[:12])
     cells = len(clips) * (1 + len(recipes)) + len(sounds)
-    _say(f"{cells} cells: {len(clips)} clips under {1 + len(recipes)} conditions, {len(sounds)} without speech; steps {steps}")
+    conditions = f"{len(clips)} clips under {1 + len(recipes)} conditions, {len(sounds)} without speech"
+    _say(f"{cells} cells: {conditions}; steps {steps}")
     study = collect(
         network,
         list(clips),
@@ -186,7 +187,11 @@ def sections_of(study: Study, rows: dict[str, list[dict[str, Any]]], *, width: i
         section("ablations", lambda c: ablation_section(c, seed=seed), not_computed("ablations", "Ablations", asked)),
         section("chance", lambda c: chance_section(c, seed=seed), not_computed("nulls", "Nulls", asked)),
         prediction_section(score_columns(stressed), among=among, seed=seed),
-        section("attraction", lambda c: attraction_section(c, width, seed=seed), not_computed("attractor", "Attractor", asked)),
+        section(
+            "attraction",
+            lambda c: attraction_section(c, width, seed=seed),
+            not_computed("attractor", "Attractor", asked),
+        ),
         suspicion_section(study.cells, CLEAN),
     ]
 
@@ -195,7 +200,9 @@ def _recipes(stress: str) -> list[Recipe]:
     found = [parse(part.strip()) for part in stress.split(",") if part.strip()]
     texts = [str(recipe) for recipe in found]
     if len(set(texts)) < len(texts) or CLEAN in texts:
-        refuse(f"--stress {stress}, which names one recipe twice or none", "different recipes", "--stress noise=10,noise=0")
+        refuse(
+            f"--stress {stress}, which names one recipe twice or none", "different recipes", "--stress noise=10,noise=0"
+        )
     return found
 
 
@@ -211,8 +218,6 @@ def _check(recipes: Sequence[Recipe], talkers: Path | None, nonspeech: Path | No
 
 def _named_apart(clip: Clip) -> Clip:
     """Name a recording without speech so that it is no clip's name."""
-    import dataclasses
-
     return dataclasses.replace(clip, name=f"no speech: {clip.name}")
 
 
@@ -229,8 +234,9 @@ def _detailed(
     seed: int,
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
     """Measure a few clips closely, clean and under the last recipe."""
-    used = [cell for cell in study.of(CLEAN)]
-    chosen = set(spread_over(*([getattr(cell, name) for cell in used] for name in ("clip", "speaker", "cluster")), count))
+    used = study.of(CLEAN)
+    of = lambda name: [getattr(cell, name) for cell in used]
+    chosen = set(spread_over(of("clip"), of("speaker"), of("cluster"), count))
     by_name = {clip.name: clip for clip in clips}
 
     def stressed(clip: Clip, recipe: Recipe) -> np.ndarray:
@@ -249,7 +255,7 @@ def _detailed(
                 load = lambda clip=clip, recipe=recipe: stressed(clip, recipe)
                 wanted.append((labels | {"condition": str(recipe)}, load))
     if not wanted:
-        return {topic: [] for topic in ("chance", "ablations", "attraction")}, {}
+        return {topic: [] for topic in TOPICS}, {}
     _say(f"{len(wanted)} of them closely: nulls, ablations, perturbations")
     return detail(network, wanted, folder=folder.path, key=key, seed=seed, progress=_Estimate("close looks"))
 
@@ -271,7 +277,4 @@ class _Estimate:
 
 
 def _say(line: str) -> None:
-    if sys.stderr.isatty() or True:
-        print(line, file=sys.stderr, flush=True)
-
-
+    print(line, file=sys.stderr, flush=True)

@@ -76,9 +76,9 @@ def suspicious_rows(cells: Sequence[Any], clean: str) -> list[dict[str, Any]]:
     Returns
     -------
     list of rows with the names of `COLUMNS`
-        `p` is the smallest over scores, times their number; `flagged` where it is at most 0.05; `because` names that score,
-        with its `value` and the `threshold` beyond which it would flag a clip by itself, None where too few clean clips
-        give none.
+        `p` is the smallest over scores, times their number; `flagged` where it is at most 0.05; `because` names that
+        score, with its `value` and the `threshold` beyond which it flags a clip by itself, None where too few clean
+        clips give none.
     """
     found = [signs(cell) for cell in cells]
     own = np.asarray([cell.condition == clean for cell in cells])
@@ -133,10 +133,15 @@ def suspicion_section(cells: Sequence[Any], clean: str, *, most: int = 20) -> Se
     others = [row for row in rows if row["condition"] != clean]
     flagged, n = sum(row["flagged"] for row in others), len(others)
     few = sum(cell.condition == clean for cell in cells)
-    sentence = f"{flagged} of {n} clips that are not {clean} are flagged, at a rate of at most {LEVEL:.0%} for clips like the {few} {clean} ones."
+    sentence = (
+        f"{flagged} of {n} clips that are not {clean} are flagged; of clips like the {few} {clean} ones at most "
+        f"{LEVEL:.0%} are."
+    )
     needed = int(np.ceil(len(SIGNS) / LEVEL)) - 1
     if few < needed:
-        sentence += f" With fewer than {needed} {clean} clips no clip can be flagged by every score; ranks are meant, not the flag."
+        sentence += (
+            f" It takes {needed} {clean} clips for every score to be able to flag one: here only ranks are meant."
+        )
     verdict = "UNDECIDED"
     if n:
         low, high = share_interval(flagged, n)
@@ -148,7 +153,10 @@ def suspicion_section(cells: Sequence[Any], clean: str, *, most: int = 20) -> Se
         1,
         f"The most suspicious clips; all of them are in {FILE}.",
         tuple(map(Column, COLUMNS)),
-        tuple(tuple("yes" if row[c] is True else "no" if row[c] is False else row[c] for c in COLUMNS) for row in rows[:most]),
+        tuple(
+            tuple("yes" if row[c] is True else "no" if row[c] is False else row[c] for c in COLUMNS)
+            for row in rows[:most]
+        ),
     )
     return Section(ID, TITLE, verdict, sentence, (table,))
 

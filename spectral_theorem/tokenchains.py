@@ -169,7 +169,11 @@ def untrained(key: Any, model: WhisperModel) -> WhisperModel:
     key : PRNG key. model : any Whisper; its dtype, vocabulary and prompt are kept.
     """
     fresh = initial_model(
-        key, model.dims, generation=model.generation, tokenizer=model.tokenizer, label=f"untrained, shaped as {model.label}"
+        key,
+        model.dims,
+        generation=model.generation,
+        tokenizer=model.tokenizer,
+        label=f"untrained, shaped as {model.label}",
     )
     return in_dtype(fresh, model.dtype)
 
@@ -190,9 +194,9 @@ def summarised(gains: Gains) -> dict[str, float]:
     Returns
     -------
     dict
-        `lam`, `kappa_abs`, `sigma1`, `xi`; `growth`, :math:`\log\|W_L\cdots W_1\|` of the whole decoder, nats; `unexplained`, by how
-        much that exceeds the dominant path's; `resolved`, the share of couplings whose vectors are known. Couplings that
-        are not resolved, and :math:`\kappa=0`, enter no mean.
+        `lam`, `kappa_abs`, `sigma1`, `xi`; `growth`, :math:`\log\|W_L\cdots W_1\|` of the whole decoder, nats;
+        `unexplained`, by how much that exceeds the dominant path's; `resolved`, the share of couplings whose vectors
+        are known. Couplings that are not resolved, and :math:`\kappa=0`, enter no mean.
     """
     resolved = np.asarray(gains.resolved)
     both = resolved[:, 1:] & resolved[:, :-1] & (np.asarray(gains.kappa_abs) > 0)

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from .bounds import Bounds, residual_bounds
+from .chaingains import log_products
 from .claims import CLAIMS, ClaimTable, Evidence, evaluate
 from .coherence import Coherence, coherence_direction
 from .conditions import Conditions, check_conditions
-from .chaingains import log_products
 from .path import DominantPath, Spine, dense, dominant_path, signed_rows, spine
 from .regimes import RegimeReport, classify
 from .scaled import Scaled, log_norm, norm, scaled
