@@ -14,6 +14,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from . import carried
 from .console import Outcome, working
 from .group_sections import hallucinated_section, label_table, layer_changes
 from .material import Material, material, recipe_of
@@ -47,8 +48,8 @@ MODES = (10, 50)
 STRESS = "noise=0"
 PAPER, PROVENANCE = ("paper", "The paper's tables beside ours"), ("provenance", "What was measured")
 DIGITS_ONLY = (
-    "whisper-tiny.en-digits has the blocks of Whisper tiny.en and a vocabulary learned on digits: what its layers do is "
-    "real, its behaviour means something on strings of digits only."
+    "whisper-tiny.en-digits has the blocks of Whisper tiny.en and a vocabulary learned on digits: its layers are real, "
+    "its behaviour means something on strings of digits only."
 )
 
 
@@ -106,40 +107,22 @@ def run(
         limit=limit,
         seed=seed,
     )
-    with working(f"loading {model}"):
-        network = load(model, dtype=jnp.dtype(dtype))
-    if steps.strip() == "all":
-        _say(cost(network, found))
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) / "run" if out is None else out
-        study = collect(
-            network,
-            found.clips,
-            conditions=found.conditions,
-            out=place,
-            steps=steps,
-            nonspeech=found.nonspeech,
-            talkers=found.talkers,
-            sounds=found.sounds,
-            seed=seed,
-            progress=Remaining("recordings", every=60 if sys.stderr.isatty() or out is not None else None),
-        )
-        if not study.cells:
-            (clip, condition), why = next(iter(study.failed.items()))
-            raise InputError(f"{why} ({clip}, {condition}; none of {len(study.failed)} recordings was usable)")
+        study, label = gather(model, found, out=place, steps=steps, seed=seed, dtype=dtype, quiet=out is None)
         with working("comparing spectra"):
-            sections = numbered([*sections_of(study, windows, label=network.label, paired=found.paired, seed=seed)])
+            found_sections = sections_of(study, windows, label=label, paired=found.paired, seed=seed)
+            sections = numbered([*found_sections, provenance_section(study, found, label, windows)])
         options = {"clean": list(clean), "stress": {n: str(r) for n, r in recipes.items()}, "stressed": stressed}
         options |= {"talkers": talkers, "nonspeech": nonspeech, "only": only, "digits": digits, "orders": orders}
         config = {"model": model, **options, "limit": limit, "steps": steps, "modes": list(windows)}
-        sections.append(provenance_section(study, found, network.label, windows))
         record = {
             "verb": "compare",
             "config": config,
             "seeds": [seed],
             "dtype": dtype,
             "model_digest": study.description["model_digest"],
-            "model_label": network.label,
+            "model_label": label,
             "verdicts": {section.id: section.verdict for section in sections},
             "sections": [section.to_json() for section in sections],
             "failed": {f"{clip}, {condition}": why for (clip, condition), why in study.failed.items()},
@@ -152,6 +135,49 @@ def run(
             _write(RunFolder(out, run_id=study.description["key"][:12]), study, sections, record, dtype)
             texts.append(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
     return Outcome("\n\n".join(texts), json_ready(record)[0], 3 if study.failed else 0)
+
+
+def gather(
+    model: str,
+    found: Material,
+    *,
+    out: Path,
+    steps: str = "16",
+    seed: int = 0,
+    dtype: str = "float32",
+    quiet: bool = False,
+) -> tuple[Study, str]:
+    """Load a model, measure all recordings of a material, and return the study with the model's name.
+
+    Parameters
+    ----------
+    model, out, steps, seed, dtype : as in `run`. found : clips and conditions. quiet : say nothing of the time left.
+
+    Raises
+    ------
+    InputError
+        An unusable model, or no recording that can be used.
+    """
+    with working(f"loading {model}"):
+        network = load(model, dtype=jnp.dtype(dtype))
+    if steps.strip() == "all":
+        print(cost(network, found), file=sys.stderr, flush=True)
+    study = collect(
+        network,
+        found.clips,
+        conditions=found.conditions,
+        out=out,
+        steps=steps,
+        nonspeech=found.nonspeech,
+        talkers=found.talkers,
+        sounds=found.sounds,
+        seed=seed,
+        progress=Remaining("recordings", every=None if quiet and not sys.stderr.isatty() else 60.0),
+    )
+    if not study.cells:
+        (clip, condition), why = next(iter(study.failed.items()))
+        raise InputError(f"{why} ({clip}, {condition}; none of {len(study.failed)} recordings was usable)")
+    return study, carried.NAME if Path(model) == carried.MODEL else network.label
 
 
 def windows_of(modes: str) -> tuple[int, ...]:
@@ -218,7 +244,7 @@ def _baseline(study: Study, changes: dict[Place, Any], modes: Sequence[int], *, 
 
 
 def numbered(sections: Sequence[Section]) -> list[Section]:
-    """Number the tables of a run through, from 1, so that each can be asked for."""
+    """Give the tables of a run numbers, from 1, so that each can be asked for."""
     count, found = 0, []
     for section in sections:
         tables = []
@@ -253,15 +279,16 @@ def provenance_section(study: Study, found: Material, label: str, modes: Sequenc
     ]
     table = Table("provenance", 0, "What was measured, and with what.", (Column("what"), Column("")), tuple(rows))
     sentence = (
-        f"{about['clips']} clips in {about['clusters']} clusters, by {people or 'an unknown number of'} speakers; clusters are "
-        "drawn again for intervals."
+        f"{len(study.cells)} of {len(study.cells) + len(study.failed)} recordings were measured: {about['clips']} "
+        f"clips in {about['clusters']} clusters, by {people or 'an unknown number of'} speakers; intervals draw "
+        "clusters again."
     )
     if 0 < people < 20:
         sentence += f" What holds for other speakers rests on n = {people}."
     if "en-digits" in label:
         sentence += f" {DIGITS_ONLY}"
     sentence += "".join(f" {note[0].upper()}{note[1:]}." for note in found.notes)
-    return Section(*PROVENANCE, "HOLDS", sentence, (table,))
+    return Section(*PROVENANCE, "UNDECIDED" if study.failed else "HOLDS", sentence, (table,))
 
 
 def compared_text(sections: Sequence[Section]) -> str:
@@ -286,8 +313,8 @@ def cost(network: WhisperModel, found: Material) -> str:
     total = seconds[0] + seconds[1] * found.cells
     words = f"{total / 60:.0f} min" if total >= 90 else f"{total:.0f} s"
     return (
-        f"{found.cells} recordings, all steps: about {words} if they are like {clip.name} ({steps} steps, {seconds[1]:.1f} "
-        "s); loops make transcripts longer, and each step counts"
+        f"{found.cells} recordings, all steps: about {words} if they are like {clip.name} ({steps} steps, "
+        f"{seconds[1]:.1f} s); loops make transcripts longer, and each step counts"
     )
 
 
@@ -337,7 +364,3 @@ def cell_rows(cell: Cell, dtype: str) -> list[dict[str, Any]]:
             both = {"value": found["log_context_gain"][at], "error": found["log_context_gain_error"][at]}
             rows.append({"quantity": "log_context_gain", "unit": "nats", "step": step, **both})
     return [{**labels, **row} for row in rows]
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
