@@ -41,6 +41,7 @@ _HOME = {
     "lyapunov_exponents": "regimes",
     "verify": "verification",
     "verify_many": "verification",
+    "certify": "certification",
     "frobenius_norm": "trace",
     "compare_scopes": "scopes",
     "spectrum": "observables",
@@ -90,6 +91,7 @@ if TYPE_CHECKING:
         whisper,
     )
     from .bounds import residual_bounds
+    from .certification import certify
     from .coherence import coherence_direction
     from .conditions import check_conditions
     from .linearization import OperatorChain, linearize, operators

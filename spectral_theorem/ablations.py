@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .contrast import contrast_table, contrasts
-from .sections import Answer, Columns, Section, mean_of, not_computed, rows_where, shown, together
+from .sections import Columns, Section, mean_exceeds, mean_of, not_computed, rows_where, shown, together
 from .tokenchains import VARIANTS, ClipTokens, sequence_summary, summarised, token_gains, token_propagators
 from .whisper import WhisperModel
 
@@ -55,12 +55,12 @@ def ablation_section(columns: Columns, *, seed: int = 0) -> Section:
     found = contrasts(columns, PLAIN, variants, COMPARED, seed=seed)
     if not any(quantity == "lam" for _, quantity in found):
         return not_computed(ID, TITLE, "no clip has two resolved layers")
-    mean = {}
+    mean, judged, sign = {}, {}, 1
     for name in (PLAIN, *variants):
         rows = rows_where(columns, variant=name)
         mean[name] = mean_of(rows["lam"], rows["cluster"], seed=seed)
-    sign = 1 if mean[PLAIN].value > 0 else -1
-    judged: dict[str, Answer] = {name: _sign_is(estimate, sign) for name, estimate in mean.items()}
+        sign = 1 if mean[PLAIN].value > 0 else -1
+        judged[name] = mean_exceeds(sign * rows["lam"], rows["cluster"], seed=seed)
     verdict = together(judged.values())
     changes = {name: found[name, "lam"] for name in variants if (name, "lam") in found}
     largest = max(changes, key=lambda name: abs(changes[name].value))
@@ -77,10 +77,3 @@ def ablation_section(columns: Columns, *, seed: int = 0) -> Section:
         columns, found, PLAIN, name="ablations", number=1, caption="One thing changed at a time.", seed=seed
     )
     return Section(ID, TITLE, verdict, sentence, (table,))
-
-
-def _sign_is(estimate: Any, sign: int) -> Answer:
-    low, high = estimate.interval.low, estimate.interval.high
-    if sign * low > 0 and sign * high > 0:
-        return "HOLDS"
-    return "VIOLATED" if sign * low < 0 and sign * high < 0 else "UNDECIDED"

@@ -15,7 +15,7 @@ import numpy as np
 from .measure import chance_alignment
 from .regimes import classify
 from .responses import Responses, responses
-from .sections import Columns, Section, above, as_cells, mean_of, not_computed, rows_where, shown
+from .sections import Columns, Section, as_cells, mean_exceeds, mean_of, not_computed, rows_where, shown
 from .tables import Column, Table
 from .tokenchains import ClipTokens, token_propagators
 from .triplets import decompose
@@ -134,7 +134,8 @@ def attraction_section(columns: Columns, width: int, *, seed: int = 0) -> Sectio
     smallest = float(np.min(columns["size"]))
     of = lambda quantity, **chosen: _mean(columns, quantity, seed, **chosen)
     along = of("cosine", kind=CONTEXT, size=smallest)
-    verdict = above(along, ALIGNED)
+    asked = rows_where(columns, kind=CONTEXT, size=smallest)
+    verdict = mean_exceeds(asked["cosine"], asked["cluster"], ALIGNED, seed=seed)
     cone = of("cone_margin", kind=STATE, size=smallest)
     certified = float(np.mean(rows_where(columns, kind=STATE, size=smallest)["regime"] == "ATTRACTOR"))
     growth, relative = (of(name, kind=STATE, size=smallest) for name in ("growth", "relative_growth"))

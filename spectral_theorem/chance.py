@@ -11,7 +11,7 @@ import numpy as np
 
 from .contrast import contrast_table, contrasts
 from .nulls import NULLS
-from .sections import Columns, Section, above, mean_of, not_computed, rows_where, shown
+from .sections import Columns, Section, exceeds, mean_of, not_computed, rows_where, shown
 from .tokenchains import ClipTokens, same_tokens, summarised, token_gains, token_propagators
 from .types import LayerChain
 from .whisper import WhisperModel
@@ -86,7 +86,7 @@ def chance_section(columns: Columns, *, seed: int = 0) -> Section:
     change = over["rotated"][TRAINED, "kappa_abs"]
     ours, theirs = (rows_where(columns, variant=name) for name in (TRAINED, "rotated"))
     kappa = [mean_of(rows["kappa_abs"], rows["cluster"], seed=seed) for rows in (ours, theirs)]
-    verdict = above(change, 0.0)
+    verdict = exceeds(change)
     said = {"HOLDS": "are better aligned than chance", "VIOLATED": "are aligned worse than chance"}
     lead = said.get(verdict, "cannot be told from chance in their alignment")
     sentence = (

@@ -71,7 +71,7 @@ def predictions(columns: Columns, fitting: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def constancy_section(columns: Columns, *, seed: int = 0) -> Section:
-    r"""Compare gains with predictions on the half of the clips that nothing was fitted on.
+    r"""Compare gains with predictions by numbers that were fitted on the other half of the clips.
 
     Parameters
     ----------
@@ -89,12 +89,13 @@ def constancy_section(columns: Columns, *, seed: int = 0) -> Section:
     if columns["depth"].max() < 2 or not np.isfinite(columns["lam"]).any():
         return not_computed(ID, TITLE, "no clip has two resolved layers")
     fitting = halves(columns["cluster"], seed=seed)
-    predicted = predictions(columns, fitting)
+    one, other = predictions(columns, fitting), predictions(columns, ~fitting)
+    predicted = {law: np.where(fitting, other[law], one[law]) for law in one}  # of clips by a fit to the others
     rows: list[Any] = []
     fits: dict[str, Estimate] = {}
     off: dict[tuple[str, int], Estimate] = {}
     for law, values in predicted.items():
-        keep = ~fitting & np.isfinite(values) & np.isfinite(columns["actual"])
+        keep = np.isfinite(values) & np.isfinite(columns["actual"])
         if not keep.any():
             continue
         actual, guess, clusters = columns["actual"][keep], values[keep], columns["cluster"][keep]
@@ -107,7 +108,7 @@ def constancy_section(columns: Columns, *, seed: int = 0) -> Section:
             if at.any():
                 off[law, int(depth)] = mean_of(values[at] - columns["actual"][at], columns["cluster"][at], seed=seed)
     three = lambda name, unit="": [Column(f"{name}{end}", unit) for end in ("", " low", " high")]
-    note = "Numbers fitted on half of the clips, judged on the others; intervals of 95 % by bootstrap over clips."
+    note = "Numbers fitted on one half of the clips, judged on the other, both ways; 95 % intervals by bootstrap over clips."
     laws = Table(
         "constant_lambda",
         1,
@@ -135,12 +136,12 @@ def constancy_section(columns: Columns, *, seed: int = 0) -> Section:
     )
     if "own λ" in fits:
         sentence += f" The token's own dominant path gives {shown(fits['own λ'])}."
-    return Section(ID, TITLE, verdict, sentence, (laws, by_depth), {"scatter": _scatter(columns, ~fitting, predicted)})
+    return Section(ID, TITLE, verdict, sentence, (laws, by_depth), {"scatter": _scatter(columns, predicted)})
 
 
-def _scatter(columns: Columns, judged: np.ndarray, predicted: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return up to 400 gains with their predictions, evenly spaced among those judged."""
-    places = np.flatnonzero(judged & np.isfinite(columns["actual"]))
+def _scatter(columns: Columns, predicted: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return up to 400 gains with their predictions, evenly spaced."""
+    places = np.flatnonzero(np.isfinite(columns["actual"]))
     places = places[np.unique(np.linspace(0, len(places) - 1, min(400, len(places))).astype(int))]
     pick = lambda x: [float(v) if np.isfinite(v) else None for v in np.asarray(x, float)[places]]
     laws = {law: pick(values) for law, values in predicted.items()}

@@ -16,9 +16,9 @@ from .ablations import ablation_rows
 from .attraction import attraction_rows
 from .chance import chance_rows
 from .storage import json_ready, write_atomically
-from .tokenchains import ClipTokens, clip_tokens, untrained
+from .tokenchains import clip_tokens, untrained
 from .types import InputError
-from .whisper import WhisperModel
+from .whisper import WhisperModel, encode_audio
 
 FOLDER = "detail"
 TOPICS = ("chance", "ablations", "attraction")
@@ -77,8 +77,6 @@ def detail(
     """
     place = folder / FOLDER
     place.mkdir(exist_ok=True)
-    root = jax.random.key(seed)
-    fresh: WhisperModel | None = None
     rows: dict[str, list[dict[str, Any]]] = {topic: [] for topic in TOPICS}
     failed: dict[str, str] = {}
     for number, (labels, load) in enumerate(sounds):
@@ -90,21 +88,7 @@ def detail(
             digest = hashlib.blake2b(samples.tobytes() + key.encode(), digest_size=16).hexdigest()
             found = _kept(file, digest)
             if found is None:
-                fresh = untrained(root, model) if fresh is None else fresh
-                clip = clip_tokens(model, samples, steps)
-                own = jax.random.fold_in(root, number)
-                found = {
-                    "chance": chance_rows(own, model, clip, fresh=fresh, draws=draws, labels=labels),
-                    "ablations": ablation_rows(model, clip, sequence=number < SEQUENCES, labels=labels),
-                    "attraction": attraction_rows(
-                        own,
-                        model,
-                        clip,
-                        others=_others(model, sounds, number, clip),
-                        directions=directions,
-                        labels=labels,
-                    ),
-                }
+                found = closely(model, sounds, number, steps=steps, seed=seed, draws=draws, directions=directions)
                 text = json.dumps({"digest": digest, "rows": json_ready(found)[0]}, allow_nan=False)
                 write_atomically(file, lambda f, text=text: f.write(text.encode()))
         except InputError as problem:
@@ -117,10 +101,46 @@ def detail(
     return rows, failed
 
 
-def _others(model: WhisperModel, sounds: Sequence[Any], number: int, clip: ClipTokens) -> list[Any]:
-    """Return the encoder output of another clip under the same condition, if there is one that can be read."""
-    from .whisper import encode_audio
+def closely(
+    model: WhisperModel,
+    sounds: Sequence[tuple[dict[str, Any], Callable[[], np.ndarray]]],
+    number: int,
+    *,
+    topics: Sequence[str] = TOPICS,
+    steps: str = "2",
+    draws: int = 2,
+    directions: int = 4,
+    sequences: int = SEQUENCES,
+    seed: int = 0,
+) -> dict[str, list[dict[str, Any]]]:
+    """Look at one of several clips.
 
+    Parameters
+    ----------
+    model, sounds, steps, draws, directions, seed : as in `detail`. number : which of the sounds.
+    topics : what to look at. sequences : the first so many are decomposed as whole sequences as well.
+
+    Returns
+    -------
+    rows by topic
+    """
+    labels, load = sounds[number]
+    clip = clip_tokens(model, np.ascontiguousarray(load(), np.float32), steps)
+    root = jax.random.key(seed)
+    own, found = jax.random.fold_in(root, number), {}
+    if "chance" in topics:
+        fresh = untrained(root, model)  # one for all clips: the key does not depend on them
+        found["chance"] = chance_rows(own, model, clip, fresh=fresh, draws=draws, labels=labels)
+    if "ablations" in topics:
+        found["ablations"] = ablation_rows(model, clip, sequence=number < sequences, labels=labels)
+    if "attraction" in topics:
+        others = _others(model, sounds, number)
+        found["attraction"] = attraction_rows(own, model, clip, others=others, directions=directions, labels=labels)
+    return found
+
+
+def _others(model: WhisperModel, sounds: Sequence[Any], number: int) -> list[Any]:
+    """Return the encoder output of another clip under the same condition, if there is one that can be read."""
     labels = sounds[number][0]
     for other, load in (*sounds[number + 1 :], *sounds[:number]):
         if other["condition"] == labels["condition"] and other["cluster"] != labels["cluster"]:

@@ -7,7 +7,19 @@ import numpy as np
 
 from .association import variance_components
 from .contrast import QUANTITIES, contrasts
-from .sections import Columns, Section, above, as_cell, as_cells, mean_of, not_computed, rows_where, shown, together
+from .sections import (
+    Columns,
+    Section,
+    above,
+    as_cell,
+    as_cells,
+    mean_exceeds,
+    mean_of,
+    not_computed,
+    rows_where,
+    shown,
+    together,
+)
 from .statistics import corrected
 from .tables import Column, Table
 
@@ -111,7 +123,8 @@ def lambda_map(columns: Columns, clean: str, *, seed: int = 0) -> Section:
         tuple(rows),
     )
     of_clean = {layer: means[key] for key in means if key[:2] == (clean, "lam") for layer in [key[2]]}
-    verdict = together(above(mean, 0.0) for mean in of_clean.values()) if of_clean else "UNDECIDED"
+    here = {layer: rows_where(columns, condition=clean, layer=layer) for layer in of_clean}
+    verdict = together(mean_exceeds(rows["lam"], rows["cluster"], seed=seed) for rows in here.values())
     lead = {"HOLDS": "gains at every layer", "VIOLATED": "does not gain at every layer"}.get(verdict, "may gain")
     parts = [f"λ_{int(layer)} = {shown(mean)}" for layer, mean in of_clean.items()]
     sentence = f"On {clean} clips the dominant path {lead} (λ > 0): {', '.join(parts)} nats per layer."

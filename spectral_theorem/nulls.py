@@ -34,7 +34,7 @@ def rotated(key: Any, chain: LayerChain) -> LayerChain:
 
     References
     ----------
-    docs/theory/nulls.md. Haar measure by QR: F. Mezzadri, Notices of the AMS 54, 2007.
+    docs/guides/sensitivity.md#nulls. Haar measure by QR: F. Mezzadri, Notices of the AMS 54, 2007.
 
     Examples
     --------
@@ -66,7 +66,7 @@ def conjugated(key: Any, chain: LayerChain) -> LayerChain:
 
     References
     ----------
-    docs/theory/nulls.md.
+    docs/guides/sensitivity.md#nulls.
 
     Examples
     --------

@@ -11,11 +11,13 @@ import numpy as np
 
 from .association import Estimate
 from .resampling import Interval, interval
+from .statistics import Change, change_of
 from .storage import json_ready
 from .tables import Table
 
 Answer = Literal["HOLDS", "VIOLATED", "UNDECIDED", "NOT COMPUTED"]
 Columns = Mapping[str, np.ndarray]
+LEVEL = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +88,7 @@ def mean_of(values: Any, clusters: Any, *, seed: int = 0) -> Estimate:
 
 
 def shown(found: Any, digits: int = 3) -> str:
-    """Write a number with its interval.
+    """Write a number with its interval, and with n where that is too small for the nominal level.
 
     Parameters
     ----------
@@ -98,7 +100,8 @@ def shown(found: Any, digits: int = 3) -> str:
     '1.23 [1, 1.5]'
     """
     low, high = found.interval.low, found.interval.high
-    ends = f"[{low:.{digits}g}, {high:.{digits}g}]" if np.isfinite(low) else "[no interval]"
+    few = "" if found.interval.nominal else f"; only n = {found.interval.n}"
+    ends = f"[{low:.{digits}g}, {high:.{digits}g}{few}]" if np.isfinite(low) else "[no interval]"
     return f"{found.value:.{digits}g} {ends}"
 
 
@@ -126,16 +129,46 @@ def as_cells(found: Any, value: float | None = None) -> tuple[float | None, floa
 
 
 def above(found: Any, limit: float) -> Answer:
-    """Judge "is above the limit" by the interval of an `Estimate` or a `Change`.
+    """Judge "is above the limit" by the interval of an `Estimate`; one below its nominal level decides nothing.
 
     Examples
     --------
     >>> above(Estimate(2.0, Interval(1.5, 2.5, 0.95, "BCa", 60, True)), 1.0)
     'HOLDS'
+    >>> above(Estimate(2.0, Interval(2.0, 2.0, 0.95, "bootstrap-t", 2, False)), 1.0)
+    'UNDECIDED'
     """
+    if not found.interval.nominal:
+        return "UNDECIDED"
     if found.interval.low > limit:
         return "HOLDS"
     return "VIOLATED" if found.interval.high < limit else "UNDECIDED"
+
+
+def exceeds(found: Change) -> Answer:
+    """Judge "is above 0" by the permutation test of a `Change`, which is exact however few clips there are.
+
+    Examples
+    --------
+    >>> [exceeds(change_of(sign * np.arange(1.0, 9.0))) for sign in (1, -1)], exceeds(change_of([1.0, 2.0]))
+    (['HOLDS', 'VIOLATED'], 'UNDECIDED')
+    """
+    if not found.p < LEVEL:
+        return "UNDECIDED"
+    return "HOLDS" if found.value > 0 else "VIOLATED"
+
+
+def mean_exceeds(values: Any, clusters: Any, limit: float = 0.0, *, seed: int = 0) -> Answer:
+    """Judge "the mean is above the limit" by flipping the signs of whole clusters about it.
+
+    Examples
+    --------
+    >>> mean_exceeds(np.arange(1.0, 9.0), list("abcdefgh")), mean_exceeds([float("nan")], ["a"])
+    ('HOLDS', 'UNDECIDED')
+    """
+    x, labels = np.asarray(values, float), np.asarray(clusters)
+    keep = np.isfinite(x)
+    return exceeds(change_of(x[keep] - limit, clusters=labels[keep], seed=seed)) if keep.any() else "UNDECIDED"
 
 
 def together(verdicts: Iterable[Answer]) -> Answer:

@@ -80,6 +80,10 @@ class Verify:
     """Exit with 1 unless all four conditions hold."""
     claim: Annotated[str | None, arg(metavar="MODULE:FUNCTION", help_behavior_hint="")] = None
     """A claim of your own to check on the chain as well, as `testing.check_claim` takes it."""
+    certify: bool = False
+    """Settle what is within its rounding allowance by ball arithmetic: HOLDS and VIOLATED are then proofs."""
+    certify_all: bool = False
+    """The same for every statement that applies, in doubt or not."""
     thresholds: ThresholdOptions = ThresholdOptions()
 
 
