@@ -46,6 +46,7 @@ from .whisper.passes import Record, decoder_pass
 __all__ = ["CLEAN", "NO_SPEECH", "STRESSED", "Cell", "CellTranscript", "Study", "collect", "read_study"]
 
 Conditions = Mapping[str, Recipe | Mapping[str, Clip]]
+GROUP = 16  # tokens at once, so that memory does not grow with a transcript
 BUCKET = 8  # tokens are padded to a multiple, so that few shapes are compiled
 _ADDED = Record(self_attention=True, cross_attention=True, mlp=True)
 
@@ -265,8 +266,9 @@ def measured(
         "seconds": seconds,
     }
     arrays = {f"activations/{name}": value for name, value in _activations(model, encoded, heard).items()}
-    layers = _layers(model, encoded, heard, wanted, gains)
-    return header, arrays | {f"layers/{name}": np.asarray(value) for name, value in layers.items()}
+    groups = [wanted[first : first + GROUP] for first in range(0, len(wanted), GROUP)]
+    parts = [_layers(model, encoded, heard, group, gains) for group in groups]
+    return header, arrays | {f"layers/{name}": np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _activations(model: WhisperModel, encoded: Any, heard: Transcription) -> dict[str, np.ndarray]:

@@ -1,0 +1,343 @@
+"""Run one `compare`: a model and recordings, clean and under stress → what stress changes, and in whom.
+
+Every clip is measured once per condition (`study`); each section answers one question, or says why it cannot.
+"""
+
+import dataclasses
+import hashlib
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from .console import Outcome, working
+from .group_sections import hallucinated_section, label_table, layer_changes
+from .material import Material, material, recipe_of
+from .paper_tables import paper_section
+from .provenance import environment
+from .remaining import Remaining
+from .report import write_report
+from .runs import RunFolder
+from .sections import Section, not_computed
+from .spectra import LEAST_POOLED, Place, spectra, spectra_change, spectra_difference
+from .spectral_sections import (
+    BASELINE,
+    DIVERGENCE,
+    OBSERVABLES,
+    TITLES,
+    baseline_section,
+    changes_of,
+    component_rows,
+    divergence_section,
+    observables_section,
+)
+from .storage import json_ready, write_atomically
+from .study import CLEAN, STRESSED, Cell, Study, collect, measured
+from .studyfile import QUANTITIES
+from .suspicion import suspicion_section, suspicious_rows, write_suspicious
+from .tables import Column, Table
+from .types import InputError, refuse
+from .whisper import WhisperModel, load
+
+MODES = (10, 50)
+STRESS = "noise=0"
+PAPER, PROVENANCE = ("paper", "The paper's tables beside ours"), ("provenance", "What was measured")
+DIGITS_ONLY = (
+    "whisper-tiny.en-digits has the blocks of Whisper tiny.en and a vocabulary learned on digits: what its layers do is "
+    "real, its behaviour means something on strings of digits only."
+)
+
+
+def run(
+    *,
+    model: str,
+    clean: Sequence[Path],
+    stress: str | None = None,
+    stressed: Path | None = None,
+    talkers: Path | None = None,
+    nonspeech: Path | None = None,
+    only: str | None = None,
+    digits: int | None = None,
+    orders: int = 5,
+    limit: int | None = None,
+    steps: str = "16",
+    modes: str = "10,50",
+    seed: int = 0,
+    dtype: str = "float32",
+    out: Path | None = None,
+) -> Outcome:
+    """Compare clean recordings with stressed ones, and hallucinated with survived ones among these.
+
+    Parameters
+    ----------
+    model : checkpoint.
+    clean, stressed, talkers, nonspeech, only, digits, orders, limit : as in `material`.
+    stress : recipe to make stressed recordings with; where neither it nor `stressed` is given, white noise at 0 dB.
+    steps : generated tokens of every clip, as `spaced_steps` takes it.
+    modes : windows of eigenvalues, with commas; the first is judged.
+    seed : of every random number. dtype : "float32" or "float64", of model and measurement.
+    out : run folder to write. One that holds the same study, stopped or judged otherwise, is gone on with.
+
+    Returns
+    -------
+    Outcome
+        Exit code 3 when some cells could not be measured; they are listed, and the others are kept.
+
+    Raises
+    ------
+    InputError
+        Unusable options, model or folders, or no clip that can be used.
+    """
+    windows = windows_of(modes)
+    recipes = {} if stressed is not None and stress is None else {STRESSED: recipe_of(stress or STRESS)}
+    found = material(
+        clean,
+        recipes=recipes,
+        stressed=stressed,
+        talkers=talkers,
+        nonspeech=nonspeech,
+        only=only,
+        digits=digits,
+        orders=orders,
+        limit=limit,
+        seed=seed,
+    )
+    with working(f"loading {model}"):
+        network = load(model, dtype=jnp.dtype(dtype))
+    if steps.strip() == "all":
+        _say(cost(network, found))
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch) / "run" if out is None else out
+        study = collect(
+            network,
+            found.clips,
+            conditions=found.conditions,
+            out=place,
+            steps=steps,
+            nonspeech=found.nonspeech,
+            talkers=found.talkers,
+            sounds=found.sounds,
+            seed=seed,
+            progress=Remaining("recordings", every=60 if sys.stderr.isatty() or out is not None else None),
+        )
+        if not study.cells:
+            (clip, condition), why = next(iter(study.failed.items()))
+            raise InputError(f"{why} ({clip}, {condition}; none of {len(study.failed)} recordings was usable)")
+        with working("comparing spectra"):
+            sections = numbered([*sections_of(study, windows, label=network.label, paired=found.paired, seed=seed)])
+        options = {"clean": list(clean), "stress": {n: str(r) for n, r in recipes.items()}, "stressed": stressed}
+        options |= {"talkers": talkers, "nonspeech": nonspeech, "only": only, "digits": digits, "orders": orders}
+        config = {"model": model, **options, "limit": limit, "steps": steps, "modes": list(windows)}
+        sections.append(provenance_section(study, found, network.label, windows))
+        record = {
+            "verb": "compare",
+            "config": config,
+            "seeds": [seed],
+            "dtype": dtype,
+            "model_digest": study.description["model_digest"],
+            "model_label": network.label,
+            "verdicts": {section.id: section.verdict for section in sections},
+            "sections": [section.to_json() for section in sections],
+            "failed": {f"{clip}, {condition}": why for (clip, condition), why in study.failed.items()},
+        }
+        texts = [compared_text(sections)]
+        if study.failed:
+            lines = [f"  {clip}, {condition}: {why}" for (clip, condition), why in study.failed.items()]
+            texts.append("not measured:\n" + "\n".join(lines))
+        if out is not None:
+            _write(RunFolder(out, run_id=study.description["key"][:12]), study, sections, record, dtype)
+            texts.append(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
+    return Outcome("\n\n".join(texts), json_ready(record)[0], 3 if study.failed else 0)
+
+
+def windows_of(modes: str) -> tuple[int, ...]:
+    """Read windows such as "10,50".
+
+    Examples
+    --------
+    >>> windows_of("10, 50")
+    (10, 50)
+    """
+    parts = [part.strip() for part in modes.split(",") if part.strip()]
+    if not parts or not all(part.isdecimal() and 2 <= int(part[:9]) for part in parts) or len(set(parts)) < len(parts):
+        refuse(f"--modes {modes}", "different whole numbers from 2, with commas", "--modes 10,50")
+    return tuple(int(part[:9]) for part in parts)
+
+
+def sections_of(
+    study: Study, modes: Sequence[int] = MODES, *, label: str = "", paired: bool = True, seed: int = 0
+) -> list[Section]:
+    """Answer every question from a study; what cannot be answered says why.
+
+    Parameters
+    ----------
+    study : with the conditions "clean" and "stressed". modes : windows, the first of which is judged.
+    label : name of the model. paired : whether both conditions are of the same clips. seed : of the tests.
+    """
+    pairs = study.pairs(CLEAN, STRESSED)
+    why = ""
+    if not paired:
+        why = "clean and stressed recordings are of different clips"
+    elif len(pairs) < LEAST_POOLED:
+        lost = f", {len(study.failed)} recordings could not be measured" if study.failed else ""
+        why = f"{len(pairs)} clips under both conditions, where it takes {LEAST_POOLED}{lost}"
+    found: list[Section] = []
+    layers = layer_changes(pairs, seed=seed) if pairs else None
+    if why:
+        section = not_computed(OBSERVABLES, TITLES[OBSERVABLES], why)
+        tables = (label_table(study.cells), *([layers] if layers is not None else []))
+        found.append(dataclasses.replace(section, tables=tables))
+        found += [not_computed(name, TITLES[name], why) for name in (BASELINE, DIVERGENCE)]
+        found.append(not_computed(*PAPER, why))
+    else:
+        changes = spectra_change(pairs, modes, seed=seed)
+        alike = spectra_change(pairs, modes[:1], alike=True, seed=seed)
+        found.append(observables_section(changes, alike, modes, layers, pairs=len(pairs)))
+        found.append(_baseline(study, changes, modes, seed=seed))
+        found.append(divergence_section(changes, modes))
+        found.append(paper_section({k: component_rows(changes_of(changes), k) for k in modes}, label))
+    found.append(hallucinated_section(study.cells, STRESSED, modes, seed=seed))
+    found.append(suspicion_section(study.cells, CLEAN))
+    return found
+
+
+def _baseline(study: Study, changes: dict[Place, Any], modes: Sequence[int], *, seed: int) -> Section:
+    well = [cell for cell in study.of(CLEAN) if cell.behaviour.label in ("survived", "unflagged")]
+    clusters = list(dict.fromkeys(cell.cluster for cell in well))
+    halves: list[list[Cell]] = [[cell for cell in well if clusters.index(cell.cluster) % 2 == side] for side in (0, 1)]
+    if min(map(len, halves)) < LEAST_POOLED:
+        why = f"{len(well)} clean clips in {len(clusters)} clusters were transcribed well, where two halves take "
+        return not_computed(BASELINE, TITLES[BASELINE], f"{why}{LEAST_POOLED} each")
+    group = spectra(well, modes[:1])
+    between = spectra_difference(halves[0], halves[1], modes[:1], seed=seed)
+    return baseline_section(group, changes, between, modes[:1], clips=len(well))
+
+
+def numbered(sections: Sequence[Section]) -> list[Section]:
+    """Number the tables of a run through, from 1, so that each can be asked for."""
+    count, found = 0, []
+    for section in sections:
+        tables = []
+        for table in section.tables:
+            count += 1
+            tables.append(dataclasses.replace(table, number=count))
+        found.append(dataclasses.replace(section, tables=tuple(tables)))
+    return found
+
+
+def provenance_section(study: Study, found: Material, label: str, modes: Sequence[int]) -> Section:
+    """Say what was measured, with what, and how far that carries."""
+    about, d = found.described(), study.description
+    sounds = hashlib.blake2b("".join(cell.digest for cell in study.cells).encode(), digest_size=16).hexdigest()
+    made = environment()
+    people = len(about["speakers"])
+    rows = [
+        ("model", label),
+        ("digest of its weights", d["model_digest"]),
+        ("recordings measured", str(len(study.cells))),
+        ("recordings that could not be", str(len(study.failed))),
+        ("digest of all sounds", sounds),
+        ("conditions", "; ".join(f"{name}: {how}" for name, how in about["conditions"].items())),
+        ("clusters", str(about["clusters"])),
+        ("speakers", ", ".join(about["speakers"]) or "unknown"),
+        ("normaliser", d["how"]),
+        ("steps, seed, dtype", f"{d['steps']}, {d['seed']}, {d['dtype']}"),
+        ("windows", ", ".join(map(str, modes))),
+        ("device", f"{made['device']}, {made['platform']}"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in made["versions"].items())),
+        ("commit", made["commit"] or "installed copy"),
+    ]
+    table = Table("provenance", 0, "What was measured, and with what.", (Column("what"), Column("")), tuple(rows))
+    sentence = (
+        f"{about['clips']} clips in {about['clusters']} clusters, by {people or 'an unknown number of'} speakers; clusters are "
+        "drawn again for intervals."
+    )
+    if 0 < people < 20:
+        sentence += f" What holds for other speakers rests on n = {people}."
+    if "en-digits" in label:
+        sentence += f" {DIGITS_ONLY}"
+    sentence += "".join(f" {note[0].upper()}{note[1:]}." for note in found.notes)
+    return Section(*PROVENANCE, "HOLDS", sentence, (table,))
+
+
+def compared_text(sections: Sequence[Section]) -> str:
+    """Write verdicts in words first, then the tables that fit a terminal."""
+    words = "\n\n".join(f"{section.title}\n{section.verdict}: {section.sentence}" for section in sections)
+    short = [t.to_text() for s in sections for t in s.tables if t.name in ("labels", "paper_10", "paper_50", "layers")]
+    return "\n\n".join([words, *short])
+
+
+def cost(network: WhisperModel, found: Material) -> str:
+    """Estimate what all steps of all recordings take, from the first clip, measured twice: the first time compiles."""
+    clip = found.clips[0]
+    seconds, steps = [], 0
+    for _ in range(2):
+        started = time.perf_counter()
+        try:
+            header, _ = measured(network, clip.load(), steps="all")
+        except InputError as problem:
+            return f"{found.cells} recordings, all steps; no estimate: {problem}"
+        seconds.append(time.perf_counter() - started)
+        steps = len(header["steps"])
+    total = seconds[0] + seconds[1] * found.cells
+    words = f"{total / 60:.0f} min" if total >= 90 else f"{total:.0f} s"
+    return (
+        f"{found.cells} recordings, all steps: about {words} if they are like {clip.name} ({steps} steps, {seconds[1]:.1f} "
+        "s); loops make transcripts longer, and each step counts"
+    )
+
+
+def _write(folder: RunFolder, study: Study, sections: Sequence[Section], record: dict[str, Any], dtype: str) -> None:
+    folder.begin()
+    tables = folder.path / "tables"
+    tables.mkdir(exist_ok=True)
+    for stale in tables.iterdir():
+        stale.unlink()
+    for table in (table for section in sections for table in section.tables):
+        for suffix, text in (("csv", table.to_csv()), ("tex", table.to_latex())):
+            name = f"{table.number:02d}-{table.name}.{suffix}"
+            write_atomically(tables / name, lambda file, text=text: file.write(text.encode()))
+    write_suspicious(folder.path, suspicious_rows(study.cells, CLEAN))
+    for condition in study.conditions:
+        rows = [row for cell in study.of(condition) for row in cell_rows(cell, dtype)]
+        folder.write_table(rows, part=condition.replace(" ", "-"))
+    folder.write_summary(record)
+    write_report(folder.path)
+
+
+def cell_rows(cell: Cell, dtype: str) -> list[dict[str, Any]]:
+    """Return rows of the long table for one cell: its transcript with the label, and every layer at every step."""
+    labels = {"clip": cell.clip, "condition": cell.condition, "component": "decoder", "granularity": "block"}
+    labels |= {"scope": "token", "context": "full", "dtype": dtype}
+    text = {"text": cell.transcript.text}
+    rows: list[dict[str, Any]] = [
+        {"quantity": f"transcript.{name}", "value": getattr(cell.transcript, name), "unit": unit, **text}
+        for name, unit in (("avg_logprob", "nats/token"), ("no_speech_prob", "1"), ("compression_ratio", "1"))
+    ]
+    rate = cell.behaviour.word_error_rate
+    rows.append(
+        {"quantity": f"behaviour.{cell.behaviour.label}", "value": rate, "unit": "1", "text": cell.behaviour.rule}
+    )
+    found = cell.layers
+    for at, step in enumerate(cell.steps):
+        for name in (*QUANTITIES, "log_gain_actual"):
+            if name not in found:
+                continue
+            unit = "nats/layer" if name == "lam" else "nats" if name.startswith("log") else "1"
+            for layer, value in enumerate(found[name][at]):
+                error = found[f"{name}_error"][at, layer]
+                rows.append(
+                    {"quantity": name, "unit": unit, "layer": layer + 1, "step": step, "value": value, "error": error}
+                )
+        if "log_context_gain" in found:
+            both = {"value": found["log_context_gain"][at], "error": found["log_context_gain_error"][at]}
+            rows.append({"quantity": "log_context_gain", "unit": "nats", "step": step, **both})
+    return [{**labels, **row} for row in rows]
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
