@@ -297,12 +297,18 @@ class Sensitivity:
     """Recordings whose speakers babble."""
     nonspeech: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None
     """Recordings in which nobody speaks: measured as they are, and mixed in by recipes."""
+    only: Annotated[str | None, arg(metavar="PATTERN", help_behavior_hint="(default: all)")] = None
+    """Take the clips in whose name this regular expression is found."""
+    digits: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: clips as they are)")] = None
+    """Join recordings of single digits to strings of so many."""
+    orders: int = 1
+    """With --digits: orders in which each group of digits is joined; together they are a cluster."""
     steps: str = "16"
     """Generated tokens of every clip: so many evenly spaced, a list such as 0,2,5-7, or all."""
-    detailed: int = 8
+    detailed: int = 20
     """Clips for nulls, ablations and perturbations, clean and under the last recipe; 0 leaves these out."""
     limit: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")] = None
-    """How many clips at most."""
+    """How many clips at most, taken evenly from all."""
     seed: int = 0
     """Seed of every random number."""
     dtype: Dtype = "float64"
