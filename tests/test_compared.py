@@ -13,8 +13,9 @@ from spectral_theorem import carried, study
 from spectral_theorem.audio import load_audio, save_audio
 from spectral_theorem.cli import main
 from spectral_theorem.clips import Clip
-from spectral_theorem.compared import numbered, sections_of, windows_of
+from spectral_theorem.compared import sections_of, windows_of
 from spectral_theorem.console import Outcome
+from spectral_theorem.gathered import numbered
 from spectral_theorem.group_sections import clip_values, layer_changes
 from spectral_theorem.material import material, recipe_of
 from spectral_theorem.paper_tables import PAPER, paper_section, published_name
