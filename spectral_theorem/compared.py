@@ -4,22 +4,16 @@ Every clip is measured once per condition (`study`); each section answers one qu
 """
 
 import dataclasses
-import hashlib
-import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-
 from .console import Outcome, working
+from .gathered import gather, numbered, provenance_section
 from .group_sections import hallucinated_section, label_table, layer_changes
-from .material import Material, material, recipe_of
+from .material import material, recipe_of
 from .paper_tables import paper_section
-from .provenance import environment
-from .remaining import Remaining
 from .report import write_report
 from .runs import RunFolder
 from .sections import Section, not_computed
@@ -36,20 +30,14 @@ from .spectral_sections import (
     observables_section,
 )
 from .storage import json_ready, write_atomically
-from .study import CLEAN, STRESSED, Cell, Study, collect, measured
+from .study import CLEAN, STRESSED, Cell, Study
 from .studyfile import QUANTITIES
 from .suspicion import suspicion_section, suspicious_rows, write_suspicious
-from .tables import Column, Table
-from .types import InputError, refuse
-from .whisper import WhisperModel, load
+from .types import refuse
 
 MODES = (10, 50)
 STRESS = "noise=0"
-PAPER, PROVENANCE = ("paper", "The paper's tables beside ours"), ("provenance", "What was measured")
-DIGITS_ONLY = (
-    "whisper-tiny.en-digits has the blocks of Whisper tiny.en and a vocabulary learned on digits: what its layers do is "
-    "real, its behaviour means something on strings of digits only."
-)
+PAPER = ("paper", "The paper's tables beside ours")
 
 
 def run(
@@ -106,40 +94,22 @@ def run(
         limit=limit,
         seed=seed,
     )
-    with working(f"loading {model}"):
-        network = load(model, dtype=jnp.dtype(dtype))
-    if steps.strip() == "all":
-        _say(cost(network, found))
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) / "run" if out is None else out
-        study = collect(
-            network,
-            found.clips,
-            conditions=found.conditions,
-            out=place,
-            steps=steps,
-            nonspeech=found.nonspeech,
-            talkers=found.talkers,
-            sounds=found.sounds,
-            seed=seed,
-            progress=Remaining("recordings", every=60 if sys.stderr.isatty() or out is not None else None),
-        )
-        if not study.cells:
-            (clip, condition), why = next(iter(study.failed.items()))
-            raise InputError(f"{why} ({clip}, {condition}; none of {len(study.failed)} recordings was usable)")
+        study, label = gather(model, found, out=place, steps=steps, seed=seed, dtype=dtype, quiet=out is None)
         with working("comparing spectra"):
-            sections = numbered([*sections_of(study, windows, label=network.label, paired=found.paired, seed=seed)])
+            found_sections = sections_of(study, windows, label=label, paired=found.paired, seed=seed)
+            sections = numbered([*found_sections, provenance_section(study, found, label, windows)])
         options = {"clean": list(clean), "stress": {n: str(r) for n, r in recipes.items()}, "stressed": stressed}
         options |= {"talkers": talkers, "nonspeech": nonspeech, "only": only, "digits": digits, "orders": orders}
         config = {"model": model, **options, "limit": limit, "steps": steps, "modes": list(windows)}
-        sections.append(provenance_section(study, found, network.label, windows))
         record = {
             "verb": "compare",
             "config": config,
             "seeds": [seed],
             "dtype": dtype,
             "model_digest": study.description["model_digest"],
-            "model_label": network.label,
+            "model_label": label,
             "verdicts": {section.id: section.verdict for section in sections},
             "sections": [section.to_json() for section in sections],
             "failed": {f"{clip}, {condition}": why for (clip, condition), why in study.failed.items()},
@@ -217,78 +187,11 @@ def _baseline(study: Study, changes: dict[Place, Any], modes: Sequence[int], *, 
     return baseline_section(group, changes, between, modes[:1], clips=len(well))
 
 
-def numbered(sections: Sequence[Section]) -> list[Section]:
-    """Number the tables of a run through, from 1, so that each can be asked for."""
-    count, found = 0, []
-    for section in sections:
-        tables = []
-        for table in section.tables:
-            count += 1
-            tables.append(dataclasses.replace(table, number=count))
-        found.append(dataclasses.replace(section, tables=tuple(tables)))
-    return found
-
-
-def provenance_section(study: Study, found: Material, label: str, modes: Sequence[int]) -> Section:
-    """Say what was measured, with what, and how far that carries."""
-    about, d = found.described(), study.description
-    sounds = hashlib.blake2b("".join(cell.digest for cell in study.cells).encode(), digest_size=16).hexdigest()
-    made = environment()
-    people = len(about["speakers"])
-    rows = [
-        ("model", label),
-        ("digest of its weights", d["model_digest"]),
-        ("recordings measured", str(len(study.cells))),
-        ("recordings that could not be", str(len(study.failed))),
-        ("digest of all sounds", sounds),
-        ("conditions", "; ".join(f"{name}: {how}" for name, how in about["conditions"].items())),
-        ("clusters", str(about["clusters"])),
-        ("speakers", ", ".join(about["speakers"]) or "unknown"),
-        ("normaliser", d["how"]),
-        ("steps, seed, dtype", f"{d['steps']}, {d['seed']}, {d['dtype']}"),
-        ("windows", ", ".join(map(str, modes))),
-        ("device", f"{made['device']}, {made['platform']}"),
-        ("versions", ", ".join(f"{name} {version}" for name, version in made["versions"].items())),
-        ("commit", made["commit"] or "installed copy"),
-    ]
-    table = Table("provenance", 0, "What was measured, and with what.", (Column("what"), Column("")), tuple(rows))
-    sentence = (
-        f"{about['clips']} clips in {about['clusters']} clusters, by {people or 'an unknown number of'} speakers; clusters are "
-        "drawn again for intervals."
-    )
-    if 0 < people < 20:
-        sentence += f" What holds for other speakers rests on n = {people}."
-    if "en-digits" in label:
-        sentence += f" {DIGITS_ONLY}"
-    sentence += "".join(f" {note[0].upper()}{note[1:]}." for note in found.notes)
-    return Section(*PROVENANCE, "HOLDS", sentence, (table,))
-
-
 def compared_text(sections: Sequence[Section]) -> str:
     """Write verdicts in words first, then the tables that fit a terminal."""
     words = "\n\n".join(f"{section.title}\n{section.verdict}: {section.sentence}" for section in sections)
     short = [t.to_text() for s in sections for t in s.tables if t.name in ("labels", "paper_10", "paper_50", "layers")]
     return "\n\n".join([words, *short])
-
-
-def cost(network: WhisperModel, found: Material) -> str:
-    """Estimate what all steps of all recordings take, from the first clip, measured twice: the first time compiles."""
-    clip = found.clips[0]
-    seconds, steps = [], 0
-    for _ in range(2):
-        started = time.perf_counter()
-        try:
-            header, _ = measured(network, clip.load(), steps="all")
-        except InputError as problem:
-            return f"{found.cells} recordings, all steps; no estimate: {problem}"
-        seconds.append(time.perf_counter() - started)
-        steps = len(header["steps"])
-    total = seconds[0] + seconds[1] * found.cells
-    words = f"{total / 60:.0f} min" if total >= 90 else f"{total:.0f} s"
-    return (
-        f"{found.cells} recordings, all steps: about {words} if they are like {clip.name} ({steps} steps, {seconds[1]:.1f} "
-        "s); loops make transcripts longer, and each step counts"
-    )
 
 
 def _write(folder: RunFolder, study: Study, sections: Sequence[Section], record: dict[str, Any], dtype: str) -> None:
@@ -337,7 +240,3 @@ def cell_rows(cell: Cell, dtype: str) -> list[dict[str, Any]]:
             both = {"value": found["log_context_gain"][at], "error": found["log_context_gain_error"][at]}
             rows.append({"quantity": "log_context_gain", "unit": "nats", "step": step, **both})
     return [{**labels, **row} for row in rows]
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

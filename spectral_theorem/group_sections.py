@@ -72,16 +72,18 @@ def hallucinated_section(cells: Sequence[Cell], condition: str, modes: Sequence[
     Returns
     -------
     Section
-        The statement is that spectra of cross-attention are flatter in one group than in the other: a corrected p at
-        one of its layers of at most 0.05.
+        The statement is that the groups differ in the effective rank of cross-attention: a corrected p at one of its
+        layers of at most 0.05, and an interval of the mean over layers without zero.
     """
     counts = label_table(cells)
     stressed = [cell for cell in cells if cell.condition == condition]
-    other = "survived" if any(cell.behaviour.label == "survived" for cell in stressed) else "unflagged"
+    other = "survived" if any(cell.reference is not None for cell in stressed) else "unflagged"
     ill = [cell for cell in stressed if cell.behaviour.label == "hallucinated"]
     well = [cell for cell in stressed if cell.behaviour.label == other]
     if min(len(ill), len(well)) < LEAST_POOLED:
-        why = f"{len(ill)} hallucinated and {len(well)} survived clips under stress, where it takes {LEAST_POOLED} of each"
+        why = (
+            f"{len(ill)} hallucinated and {len(well)} {other} clips under stress, where it takes {LEAST_POOLED} of each"
+        )
         hint = "; a milder or a harder recipe moves the line, such as --stress noise=5 or hell" if stressed else ""
         section = not_computed(ID, TITLE, why + hint)
         return Section(section.id, TITLE, section.verdict, section.sentence, (counts,), why=section.why)
@@ -91,16 +93,20 @@ def hallucinated_section(cells: Sequence[Cell], condition: str, modes: Sequence[
     mine = {place: x for (place, q), x in p.items() if place.component == component and q == quantity}
     value, bars = over_layers(found, component, modes[0], quantity)
     table = change_table(
-        found, modes[0], name="groups", caption=f"Hallucinated minus {other}, pooled over the clips of each group."
+        found,
+        modes[0],
+        name="groups",
+        caption=f"Hallucinated minus {other}, pooled over the clips of each group, a clip no longer than is usual.",
     )
     layers, best = _layer_differences(well, ill, other, seed=seed)
     finite = [x for x in mine.values() if np.isfinite(x)]
-    verdict: Answer = "HOLDS" if finite and min(finite) <= LEVEL else "UNDECIDED"
+    apart = bars.low > 0 or bars.high < 0
+    verdict: Answer = "HOLDS" if finite and min(finite) <= LEVEL and apart else "UNDECIDED"
     least = f"the least corrected p over its layers is {min(finite):.2g}" if finite else "no test could be made"
     sentence = (
-        f"Among clips under stress, {len(ill)} hallucinated and {len(well)} {other}. Their effective ranks of "
-        f"cross-attention differ by {shown(Estimate(value, bars))} %, mean over layers, first {modes[0]} modes; when labels "
-        f"are exchanged by chance, {least}. {best}"
+        f"Hallucinated and {other} clips differ in the effective rank of cross-attention: by "
+        f"{shown(Estimate(value, bars))} %, mean over layers, first {modes[0]} modes, {len(ill)} against {len(well)} "
+        f"clips under stress; when labels are exchanged by chance, {least}. {best}"
     )
     return Section(ID, TITLE, verdict, sentence, (counts, table, layers))
 
@@ -135,7 +141,7 @@ def _layer_differences(well: Sequence[Cell], ill: Sequence[Cell], other: str, *,
         sides[0], sides[1], judge, name="group_layers", caption=f"Means over steps, hallucinated minus {other}."
     )
     at = [column.name for column in table.columns].index("p corrected")
-    rows = [row for row in table.rows if row[at] is not None and row[0] != WHOLE["tokens"][0]]
+    rows: list[tuple[Any, ...]] = [row for row in table.rows if row[at] is not None and row[0] != WHOLE["tokens"][0]]
     if not rows:
         return table, ""
     best = min(rows, key=lambda row: row[at])

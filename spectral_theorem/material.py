@@ -110,12 +110,15 @@ def material(
     clips = _chosen(open_clips(clean), only)
     if digits is not None:
         clips = list(digit_clusters(clips, length=digits, orders=min(orders, digits), seed=seed))
+    notes: list[str] = []
+    clips, silent = _spoken(clips, notes)
     clips = spread(clips, limit)
     speech = tuple(find(talkers)) if talkers is not None else ()
     sounds = tuple(open_clips([nonspeech])) if nonspeech is not None else ()
-    apart = tuple(dataclasses.replace(clip, name=f"no speech: {clip.name}", transcript="") for clip in sounds)
+    apart = tuple(
+        dataclasses.replace(clip, name=f"no speech: {clip.name}", transcript="") for clip in (*silent, *sounds)
+    )
     conditions: dict[str, Recipe | Mapping[str, Clip]] = {CLEAN: Recipe(), **recipes}
-    notes: list[str] = []
     paired = True
     if stressed is not None:
         others = open_clips([stressed])
@@ -187,6 +190,17 @@ def _chosen(clips: Sequence[Clip], only: str | None) -> list[Clip]:
     if not found:
         refuse(f"--only {only}, which none of {len(clips)} names has", f"one like {clips[0].name}", "another pattern")
     return found
+
+
+def _spoken(clips: Sequence[Clip], notes: list[str]) -> tuple[list[Clip], list[Clip]]:
+    """Tell clips in which somebody speaks from those of which the manifest says that nobody does."""
+    silent = [clip for clip in clips if clip.transcript == ""]
+    if len(silent) == len(clips):
+        notes.append("every transcript is empty: they are taken for unknown")
+        return [dataclasses.replace(clip, transcript=None) for clip in clips], []
+    if silent:
+        notes.append(f"{len(silent)} clips with an empty transcript are measured as recordings without speech")
+    return [clip for clip in clips if clip.transcript != ""], silent
 
 
 def _listed(folder: Path) -> bool:

@@ -59,7 +59,7 @@ def published_name(label: str) -> str | None:
 
 
 def paper_section(ours: Mapping[int, Ours], label: str) -> Section:
-    """Lay out both tables, and judge "the changes have the paper's signs in cross-attention".
+    """Lay out both tables, and judge "in cross-attention our changes have the paper's signs".
 
     Parameters
     ----------
@@ -83,9 +83,9 @@ def paper_section(ours: Mapping[int, Ours], label: str) -> Section:
     )
     who = "the paper's model" if same else "not one of the paper's models"
     sentence = (
-        f"In cross-attention, first {modes} modes, {agree} of {len(compared)} changes have the paper's sign, {contrary} the "
-        f"opposite one and {compared.count('open')} an interval that meets zero: {numbers}. {label} is {who}, and the "
-        "recordings are others."
+        f"In cross-attention our changes have the paper's signs: first {modes} modes, {agree} of {len(compared)} "
+        f"have it, {contrary} the opposite one and {compared.count('open')} an interval that meets zero: {numbers}. "
+        f"{label} is {who}, and the recordings are others."
     )
     return Section(ID, TITLE, verdict, sentence, tuple(tables))
 

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import ablations, attraction, chance
-from .compared import gather, numbered, provenance_section
 from .console import Outcome
 from .constancy import constancy_section
 from .detail import TOPICS, detail, spread_over
+from .gathered import gather, numbered, provenance_section
 from .layerwise import lambda_map, layer_columns, variance_section
 from .material import Material, material, recipe_of
 from .prediction import prediction_section, score_columns

@@ -46,19 +46,22 @@ def thinned(cells: Sequence[Any], most: int = MOST_POOLED) -> list[Any]:
     return [cells[index * len(cells) // count] for index in range(count)]
 
 
-def positions(cells: Sequence[Cell], *, like: Sequence[Cell] | None = None) -> Iterator[tuple[Place, list[np.ndarray]]]:
+def positions(
+    cells: Sequence[Cell], *, like: Sequence[Cell] | None = None, most: int | None = None
+) -> Iterator[tuple[Place, list[np.ndarray]]]:
     """Yield, for every component and layer, the activations of all cells, (positions, D) each.
 
     Parameters
     ----------
     cells : of a study. like : cells of the same clips; only as many positions are taken as both have.
+    most : positions of a clip, the first ones.
 
     Notes
     -----
     One component is held at a time.
     """
     for component in COMPONENTS:
-        rows = [cell.activation(component) for cell in cells]
+        rows = [cell.activation(component)[:, :most] for cell in cells]
         if like is not None:
             rows = [x[:, : len(other.transcript.token_logprobs)] for x, other in zip(rows, like, strict=True)]
         for layer in range(rows[0].shape[0] if rows else 0):
@@ -122,13 +125,15 @@ def spectra_difference(
 
     Notes
     -----
-    The interval takes the groups for independent. The test exchanges labels of clips, of the scores
+    Of each clip at most as many positions are taken as half of the clips have, so that loops do not rule. The interval
+    takes the groups for independent. The test exchanges labels of clips, of the scores
     :math:`\nabla f\cdot(\delta\mu_c)` to first order at the covariance of both groups together, which stays the same.
     """
     first, second = thinned(first), thinned(second)
     clusters = [[cell.cluster for cell in group] for group in (first, second)]
     found = {}
-    for (place, one), (_, other) in zip(positions(first), positions(second), strict=True):
+    most = int(np.median([len(cell.transcript.token_logprobs) for cell in (*first, *second)]))
+    for (place, one), (_, other) in zip(positions(first, most=most), positions(second, most=most), strict=True):
         found[place] = grouped_change(one, other, modes, clusters=(clusters[0], clusters[1]), seed=seed)
     return found
 

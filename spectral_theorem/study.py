@@ -257,6 +257,10 @@ def measured(
     """
     encoded, seconds = encode_audio(model, samples)
     heard = transcriptions(model, greedy(model, encoded[None]), [seconds])[0]
+    words = model.tokenizer
+    if words is not None and any(token >= words.size for token in heard.tokens):
+        beyond = max(heard.tokens)
+        refuse(f"token {beyond} of a tokenizer of {words.size}", "tokenizer and weights of one model", "its own folder")
     wanted = spaced_steps(steps, heard.steps)
     if not wanted:
         refuse(f"--steps {steps} for a transcript of {heard.steps}", "at least one of its steps", "--steps 16")

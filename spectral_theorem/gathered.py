@@ -1,0 +1,138 @@
+"""Measure a material with a model, for verbs that answer questions about it; say what was measured, and with what."""
+
+import dataclasses
+import hashlib
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from . import carried
+from .console import working
+from .material import Material
+from .provenance import environment
+from .remaining import Remaining
+from .sections import Section
+from .study import Study, collect, measured
+from .tables import Column, Table
+from .types import InputError
+from .whisper import WhisperModel, load
+
+PROVENANCE = ("provenance", "What was measured")
+DIGITS_ONLY = (
+    "whisper-tiny.en-digits has the blocks of Whisper tiny.en and a vocabulary learned on digits: its layers are real, "
+    "its behaviour means something on strings of digits only."
+)
+
+
+def gather(
+    model: str,
+    found: Material,
+    *,
+    out: Path,
+    steps: str = "16",
+    seed: int = 0,
+    dtype: str = "float32",
+    quiet: bool = False,
+) -> tuple[Study, str]:
+    """Load a model, measure all recordings of a material, and return the study with the model's name.
+
+    Parameters
+    ----------
+    model, out, steps, seed, dtype : as in `run`. found : clips and conditions. quiet : say nothing of the time left.
+
+    Raises
+    ------
+    InputError
+        An unusable model, or no recording that can be used.
+    """
+    with working(f"loading {model}"):
+        network = load(model, dtype=jnp.dtype(dtype))
+    if steps.strip() == "all":
+        print(cost(network, found), file=sys.stderr, flush=True)
+    study = collect(
+        network,
+        found.clips,
+        conditions=found.conditions,
+        out=out,
+        steps=steps,
+        nonspeech=found.nonspeech,
+        talkers=found.talkers,
+        sounds=found.sounds,
+        seed=seed,
+        progress=Remaining("recordings", every=None if quiet and not sys.stderr.isatty() else 60.0),
+    )
+    if not study.cells:
+        (clip, condition), why = next(iter(study.failed.items()))
+        raise InputError(f"{why} ({clip}, {condition}; none of {len(study.failed)} recordings was usable)")
+    return study, carried.NAME if Path(model) == carried.MODEL else network.label
+
+
+def cost(network: WhisperModel, found: Material) -> str:
+    """Estimate what all steps of all recordings take, from the first clip, measured twice: the first time compiles."""
+    clip = found.clips[0]
+    seconds, steps = [], 0
+    for _ in range(2):
+        started = time.perf_counter()
+        try:
+            header, _ = measured(network, clip.load(), steps="all")
+        except InputError as problem:
+            return f"{found.cells} recordings, all steps; no estimate: {problem}"
+        seconds.append(time.perf_counter() - started)
+        steps = len(header["steps"])
+    total = seconds[0] + seconds[1] * found.cells
+    words = f"{total / 60:.0f} min" if total >= 90 else f"{total:.0f} s"
+    return (
+        f"{found.cells} recordings, all steps: about {words} if they are like {clip.name} ({steps} steps, "
+        f"{seconds[1]:.1f} s); loops make transcripts longer, and each step counts"
+    )
+
+
+def numbered(sections: Sequence[Section]) -> list[Section]:
+    """Give the tables of a run numbers, from 1, so that each can be asked for."""
+    count, found = 0, []
+    for section in sections:
+        tables = []
+        for table in section.tables:
+            count += 1
+            tables.append(dataclasses.replace(table, number=count))
+        found.append(dataclasses.replace(section, tables=tuple(tables)))
+    return found
+
+
+def provenance_section(study: Study, found: Material, label: str, modes: Sequence[int]) -> Section:
+    """Say what was measured, with what, and how far that carries."""
+    about, d = found.described(), study.description
+    sounds = hashlib.blake2b("".join(cell.digest for cell in study.cells).encode(), digest_size=16).hexdigest()
+    made = environment()
+    people = len(about["speakers"])
+    rows = [
+        ("model", label),
+        ("digest of its weights", d["model_digest"]),
+        ("recordings measured", str(len(study.cells))),
+        ("recordings that could not be", str(len(study.failed))),
+        ("digest of all sounds", sounds),
+        ("conditions", "; ".join(f"{name}: {how}" for name, how in about["conditions"].items())),
+        ("clusters", str(about["clusters"])),
+        ("speakers", ", ".join(about["speakers"]) or "unknown"),
+        ("normaliser", d["how"]),
+        ("steps, seed, dtype", f"{d['steps']}, {d['seed']}, {d['dtype']}"),
+        ("windows", ", ".join(map(str, modes))),
+        ("device", f"{made['device']}, {made['platform']}"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in made["versions"].items())),
+        ("commit", made["commit"] or "installed copy"),
+    ]
+    table = Table("provenance", 0, "What was measured, and with what.", (Column("what"), Column("")), tuple(rows))
+    sentence = (
+        f"{len(study.cells)} of {len(study.cells) + len(study.failed)} recordings were measured: {about['clips']} "
+        f"clips in {about['clusters']} clusters, by {people or 'an unknown number of'} speakers; intervals draw "
+        "clusters again."
+    )
+    if 0 < people < 20:
+        sentence += f" What holds for other speakers rests on n = {people}."
+    if "en-digits" in label:
+        sentence += f" {DIGITS_ONLY}"
+    sentence += "".join(f" {note[0].upper()}{note[1:]}." for note in found.notes)
+    return Section(*PROVENANCE, "UNDECIDED" if study.failed else "HOLDS", sentence, (table,))
