@@ -237,9 +237,9 @@ def prediction_section(columns: Mapping[str, np.ndarray], *, among: str = "stres
     groups = len(set(speakers.tolist()))
     lead = {"HOLDS": "tells", "VIOLATED": "does not tell"}.get(verdict, "has not been shown to tell")
     sentence = (
-        f"λ {lead} hallucinated from surviving clips better than the average log-probability does: AUROC over pairs under "
-        f"the same stress {_said(single.get('lam'))} against {_said(single.get('avg_logprob'))} ({compared}; 0.5 is "
-        f"chance), with {counts[0]} hallucinated and {counts[1]} surviving {among} of {groups} {unit}."
+        f"λ {lead} hallucinated from surviving clips better than the average log-probability does: AUROC over pairs "
+        f"under the same stress {_said(single.get('lam'))} against {_said(single.get('avg_logprob'))} ({compared}; 0.5 "
+        f"is chance), with {counts[0]} hallucinated and {counts[1]} surviving {among} of {groups} {unit}."
     )
     both, standard = (combined.get(name) for name in ("theory and standard", "standard scores"))
     if both is not None and standard is not None:
@@ -266,8 +266,8 @@ def prediction_section(columns: Mapping[str, np.ndarray], *, among: str = "stres
         Table(
             "prediction_combined",
             2,
-            f"AUROC of logistic fits on clips they did not see, over pairs under the same condition: {unit} left out "
-            "in turn, and pairs of the same; or half of the clips left out.",
+            f"AUROC of logistic fits on clips they did not see, over pairs under the same condition: {unit} left "
+            "out in turn, and pairs of the same; or half of the clips left out.",
             (Column("fit"), *ends("AUROC")),
             tuple((name, *as_cells(found)) for name, found in combined.items()),
         ),
