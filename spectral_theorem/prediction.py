@@ -259,7 +259,8 @@ def prediction_section(columns: Mapping[str, np.ndarray], *, among: str = "stres
             "prediction",
             1,
             f"AUROC of single scores among {among}, in the direction that hypothesis or custom gives them: over pairs "
-            f"under the same condition, and over those of the same {unit} as well. 95 % intervals by bootstrap over clips.",
+            f"under the same condition, and over those of the same {unit} as well. 95 % intervals by bootstrap over "
+            "clips.",
             (Column("score"), Column("with hallucination it"), *ends("AUROC"), *ends(f"same {unit}"), Column("clips")),
             tuple(alone),
         ),

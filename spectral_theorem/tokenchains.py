@@ -29,7 +29,6 @@ from .whisper import (
 from .whisper.checkpoint import build
 from .whisper.sensitivity import NormFactors, propagators
 
-
 VARIANTS = (
     "plain",
     "sub-block",
