@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from .console import Outcome, working
-from .gathered import gather, numbered, provenance_section
+from .gathered import gather, numbered, provenance_section, write_study_run
 from .group_sections import hallucinated_section, label_table, layer_changes
 from .material import material, recipe_of
 from .paper_tables import paper_section
-from .report import write_report
 from .runs import RunFolder
 from .sections import Section, not_computed
 from .spectra import LEAST_POOLED, Place, spectra, spectra_change, spectra_difference
@@ -29,10 +28,9 @@ from .spectral_sections import (
     divergence_section,
     observables_section,
 )
-from .storage import json_ready, write_atomically
+from .storage import json_ready
 from .study import CLEAN, STRESSED, Cell, Study
-from .studyfile import QUANTITIES
-from .suspicion import suspicion_section, suspicious_rows, write_suspicious
+from .suspicion import suspicion_section
 from .types import refuse
 
 MODES = (10, 50)
@@ -119,7 +117,7 @@ def run(
             lines = [f"  {clip}, {condition}: {why}" for (clip, condition), why in study.failed.items()]
             texts.append("not measured:\n" + "\n".join(lines))
         if out is not None:
-            _write(RunFolder(out, run_id=study.description["key"][:12]), study, sections, record, dtype)
+            write_study_run(RunFolder(out, run_id=study.description["key"][:12]), study, sections, record, dtype)
             texts.append(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
     return Outcome("\n\n".join(texts), json_ready(record)[0], 3 if study.failed else 0)
 
@@ -192,51 +190,3 @@ def compared_text(sections: Sequence[Section]) -> str:
     words = "\n\n".join(f"{section.title}\n{section.verdict}: {section.sentence}" for section in sections)
     short = [t.to_text() for s in sections for t in s.tables if t.name in ("labels", "paper_10", "paper_50", "layers")]
     return "\n\n".join([words, *short])
-
-
-def _write(folder: RunFolder, study: Study, sections: Sequence[Section], record: dict[str, Any], dtype: str) -> None:
-    folder.begin()
-    tables = folder.path / "tables"
-    tables.mkdir(exist_ok=True)
-    for stale in tables.iterdir():
-        stale.unlink()
-    for table in (table for section in sections for table in section.tables):
-        for suffix, text in (("csv", table.to_csv()), ("tex", table.to_latex())):
-            name = f"{table.number:02d}-{table.name}.{suffix}"
-            write_atomically(tables / name, lambda file, text=text: file.write(text.encode()))
-    write_suspicious(folder.path, suspicious_rows(study.cells, CLEAN))
-    for condition in study.conditions:
-        rows = [row for cell in study.of(condition) for row in cell_rows(cell, dtype)]
-        folder.write_table(rows, part=condition.replace(" ", "-"))
-    folder.write_summary(record)
-    write_report(folder.path)
-
-
-def cell_rows(cell: Cell, dtype: str) -> list[dict[str, Any]]:
-    """Return rows of the long table for one cell: its transcript with the label, and every layer at every step."""
-    labels = {"clip": cell.clip, "condition": cell.condition, "component": "decoder", "granularity": "block"}
-    labels |= {"scope": "token", "context": "full", "dtype": dtype}
-    text = {"text": cell.transcript.text}
-    rows: list[dict[str, Any]] = [
-        {"quantity": f"transcript.{name}", "value": getattr(cell.transcript, name), "unit": unit, **text}
-        for name, unit in (("avg_logprob", "nats/token"), ("no_speech_prob", "1"), ("compression_ratio", "1"))
-    ]
-    rate = cell.behaviour.word_error_rate
-    rows.append(
-        {"quantity": f"behaviour.{cell.behaviour.label}", "value": rate, "unit": "1", "text": cell.behaviour.rule}
-    )
-    found = cell.layers
-    for at, step in enumerate(cell.steps):
-        for name in (*QUANTITIES, "log_gain_actual"):
-            if name not in found:
-                continue
-            unit = "nats/layer" if name == "lam" else "nats" if name.startswith("log") else "1"
-            for layer, value in enumerate(found[name][at]):
-                error = found[f"{name}_error"][at, layer]
-                rows.append(
-                    {"quantity": name, "unit": unit, "layer": layer + 1, "step": step, "value": value, "error": error}
-                )
-        if "log_context_gain" in found:
-            both = {"value": found["log_context_gain"][at], "error": found["log_context_gain_error"][at]}
-            rows.append({"quantity": "log_context_gain", "unit": "nats", "step": step, **both})
-    return [{**labels, **row} for row in rows]

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -14,8 +15,13 @@ from .console import working
 from .material import Material
 from .provenance import environment
 from .remaining import Remaining
+from .report import write_report
+from .runs import RunFolder
 from .sections import Section
-from .study import Study, collect, measured
+from .storage import write_atomically
+from .study import CLEAN, Cell, Study, collect, measured
+from .studyfile import QUANTITIES
+from .suspicion import suspicious_rows, write_suspicious
 from .tables import Column, Table
 from .types import InputError
 from .whisper import WhisperModel, load
@@ -136,3 +142,60 @@ def provenance_section(study: Study, found: Material, label: str, modes: Sequenc
         sentence += f" {DIGITS_ONLY}"
     sentence += "".join(f" {note[0].upper()}{note[1:]}." for note in found.notes)
     return Section(*PROVENANCE, "UNDECIDED" if study.failed else "HOLDS", sentence, (table,))
+
+
+def write_study_run(
+    folder: RunFolder, study: Study, sections: Sequence[Section], record: dict[str, Any], dtype: str
+) -> None:
+    """Write what a verb found in a study: tables, ranked clips, the long table, the summary and the page.
+
+    Parameters
+    ----------
+    folder : of the run. study, sections : what was measured and answered. record : of the summary.
+    dtype : of the numbers.
+    """
+    folder.begin()
+    tables = folder.path / "tables"
+    tables.mkdir(exist_ok=True)
+    for stale in tables.iterdir():
+        stale.unlink()
+    for table in (table for section in sections for table in section.tables):
+        for suffix, text in (("csv", table.to_csv()), ("tex", table.to_latex())):
+            name = f"{table.number:02d}-{table.name}.{suffix}"
+            write_atomically(tables / name, lambda file, text=text: file.write(text.encode()))
+    write_suspicious(folder.path, suspicious_rows(study.cells, CLEAN))
+    for condition in study.conditions:
+        rows = [row for cell in study.of(condition) for row in cell_rows(cell, dtype)]
+        folder.write_table(rows, part=condition.replace(" ", "-"))
+    folder.write_summary(record)
+    write_report(folder.path)
+
+
+def cell_rows(cell: Cell, dtype: str) -> list[dict[str, Any]]:
+    """Return rows of the long table for one cell: its transcript with the label, and every layer at every step."""
+    labels = {"clip": cell.clip, "condition": cell.condition, "component": "decoder", "granularity": "block"}
+    labels |= {"scope": "token", "context": "full", "dtype": dtype}
+    text = {"text": cell.transcript.text}
+    rows: list[dict[str, Any]] = [
+        {"quantity": f"transcript.{name}", "value": getattr(cell.transcript, name), "unit": unit, **text}
+        for name, unit in (("avg_logprob", "nats/token"), ("no_speech_prob", "1"), ("compression_ratio", "1"))
+    ]
+    rate = cell.behaviour.word_error_rate
+    rows.append(
+        {"quantity": f"behaviour.{cell.behaviour.label}", "value": rate, "unit": "1", "text": cell.behaviour.rule}
+    )
+    found = cell.layers
+    for at, step in enumerate(cell.steps):
+        for name in (*QUANTITIES, "log_gain_actual"):
+            if name not in found:
+                continue
+            unit = "nats/layer" if name == "lam" else "nats" if name.startswith("log") else "1"
+            for layer, value in enumerate(found[name][at]):
+                error = found[f"{name}_error"][at, layer]
+                rows.append(
+                    {"quantity": name, "unit": unit, "layer": layer + 1, "step": step, "value": value, "error": error}
+                )
+        if "log_context_gain" in found:
+            both = {"value": found["log_context_gain"][at], "error": found["log_context_gain_error"][at]}
+            rows.append({"quantity": "log_context_gain", "unit": "nats", "step": step, **both})
+    return [{**labels, **row} for row in rows]

@@ -99,6 +99,8 @@ def material(
         Nothing left, recipes that lack what they mix in, or options that exclude each other.
     """
     recipes = recipes or {}
+    if not clean:
+        refuse("no recordings", "a folder of them, or files", "--clean FOLDER")
     if stressed is not None and (recipes or digits is not None):
         other = "a recipe" if recipes else "--digits"
         refuse(f"--stressed {stressed} and {other}", "one of them", f"--stressed {stressed} alone")

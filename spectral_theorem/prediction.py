@@ -258,9 +258,9 @@ def prediction_section(columns: Mapping[str, np.ndarray], *, among: str = "stres
         Table(
             "prediction",
             1,
-            f"AUROC of single scores among {among}, in the direction that hypothesis or custom gives them: over "
-            f"pairs under the same condition, and over those of the same {unit} as well. 95 % intervals by bootstrap "
-            "over clips.",
+            f"AUROC of single scores among {among}, in the direction that hypothesis or custom gives them: over pairs "
+            f"under the same condition, and over those of the same {unit} as well. 95 % intervals by bootstrap over "
+            "clips.",
             (Column("score"), Column("with hallucination it"), *ends("AUROC"), *ends(f"same {unit}"), Column("clips")),
             tuple(alone),
         ),

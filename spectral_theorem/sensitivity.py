@@ -15,17 +15,17 @@ from . import ablations, attraction, chance
 from .console import Outcome
 from .constancy import constancy_section
 from .detail import TOPICS, detail, spread_over
-from .gathered import gather, numbered, provenance_section
+from .gathered import gather, numbered, provenance_section, write_study_run
 from .layerwise import lambda_map, layer_columns, variance_section
 from .material import Material, material, recipe_of
 from .prediction import prediction_section, score_columns
 from .remaining import Remaining
 from .runs import RunFolder
 from .sections import Section, as_columns, not_computed
-from .storage import json_ready, write_atomically
+from .storage import json_ready
 from .stress import Recipe, apply
 from .study import CLEAN, NO_SPEECH, Study
-from .suspicion import suspicion_section, suspicious_rows, write_suspicious
+from .suspicion import suspicion_section
 from .types import refuse
 from .whisper import load
 
@@ -115,7 +115,7 @@ def run(
         "failed": failed,
     }
     folder = RunFolder(out, run_id=study.description["key"][:12])
-    _write(folder, study, sections, record)
+    write_study_run(folder, study, sections, record, dtype)
     texts = [f"{section.title}\n{section.verdict}: {section.sentence}" for section in sections]
     if failed:
         texts.append("not measured:\n" + "\n".join(f"  {name}: {why}" for name, why in failed.items()))
@@ -204,18 +204,3 @@ def _closely(
         seed=seed,
         progress=Remaining("close looks"),
     )
-
-
-def _write(folder: RunFolder, study: Study, sections: Sequence[Section], record: dict[str, Any]) -> None:
-    """Write tables, ranked clips and the summary."""
-    folder.begin()
-    tables = folder.path / "tables"
-    tables.mkdir(exist_ok=True)
-    for stale in tables.iterdir():
-        stale.unlink()
-    for table in (table for section in sections for table in section.tables):
-        for suffix, text in (("csv", table.to_csv()), ("tex", table.to_latex())):
-            name = f"{table.number:02d}-{table.name}.{suffix}"
-            write_atomically(tables / name, lambda file, text=text: file.write(text.encode()))
-    write_suspicious(folder.path, suspicious_rows(study.cells, CLEAN))
-    folder.write_summary(record)
