@@ -172,9 +172,7 @@ def map_figure(maps: Sequence[Mapping[str, Any]]) -> Figure:
         )
         for row, each, grid, half in zip(axes, maps, grids, halves, strict=True):
             shape = {"origin": "lower", "aspect": "auto", "interpolation": "nearest"}
-            left = row[0].imshow(
-                grid["mean"], cmap=LinearSegmentedColormap.from_list("λ", DIVERGING), vmin=-far, vmax=far, **shape
-            )
+            left = row[0].imshow(grid["mean"], cmap=colours, vmin=-far, vmax=far, **shape)
             right = row[1].imshow(half, cmap="viridis", vmin=0.0, vmax=widest, **shape)
             sure = (grid["low"] > 0) | (grid["high"] < 0)
             y, x = np.nonzero(~sure & np.isfinite(grid["mean"]))
