@@ -270,14 +270,7 @@ def test_the_kept_simulation_meets_what_it_is_held_to_and_is_what_the_page_says(
     record = json.loads((simulate.FOLDER / simulate.FILE).read_text(encoding="utf-8"))
     held = [row for row in record["rows"] if row["met"] is not None]
     assert len(held) > 60
-    # a record of fewer sets than are asked for is held to what its own error allows
-    loose = 0.0 if record["sets"] >= simulate.SETS else 1.5
-    missed = [
-        row
-        for row in held
-        if not row["limits"][0] - loose * row["error"] <= row["rate_meant"] <= row["limits"][1] + loose * row["error"]
-    ]
-    assert missed == []
+    assert [row for row in held if not row["met"]] == []
     assert (simulate.FOLDER / "statistics.md").read_text(encoding="utf-8") == simulate.page(record)
 
 
