@@ -180,7 +180,8 @@ def _run(verb: Verb) -> "Outcome":
         options["thresholds"] = {name: value for name, value in chosen.items() if value is not None}
     if isinstance(verb, Verify | Demo | Falsify) or options.get("quick"):
         _prefer_quick_compilation()
-    if not isinstance(verb, Verify | Demo | Falsify | Measure | Bench | Sweep) and os.environ.get("PJRT_NPROC") == SPARE_THREADS:
+    batched = isinstance(verb, Verify | Demo | Falsify | Measure | Bench | Sweep)
+    if not batched and os.environ.get("PJRT_NPROC") == SPARE_THREADS:
         # Spare threads serve decompositions only; where there are none, they cost a quarter of the encoder's time.
         os.environ["PJRT_NPROC"] = str(os.cpu_count() or 1)
     if "dtype" in options:

@@ -8,6 +8,7 @@ float64 for a claim of a user's own.
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ from .chainfile import save_chain
 from .check import imported
 from .console import Outcome, aligned
 from .ensembles import COUNTEREXAMPLES
-from .manifolds import HYPOTHESES, Family, build, distance
+from .manifolds import HYPOTHESES, Family, build, distance, draw
 from .search import Round, climb
 from .storage import json_ready, write_atomically
 from .testing import judge
@@ -100,7 +101,7 @@ def run(
     start, done_here = time.perf_counter(), 0
     while True:
         spent = time.perf_counter() - start
-        if restarts is not None and log.record["restarts"] >= restarts or restarts is None and spent >= seconds:
+        if spent >= seconds if restarts is None else log.record["restarts"] >= restarts:
             break
         number = log.record["rounds"]
         hunt = hunts[number % len(hunts)]
@@ -134,7 +135,7 @@ def _hunts(claim: str | None, **shape: int | None) -> tuple[list[Hunt], list[str
         return [Hunt("readings", paper, family, _recheck_reading)], names
     if chosen == "all" or chosen in built_in.names:
         names = list(built_in.names) if chosen == "all" else [chosen]
-        free, kept = Hunt("free", built_in, sized(FREE), _recheck_claim), None
+        free = Hunt("free", built_in, sized(FREE), _recheck_claim)
         kept = Hunt("theorem", targets.claims(theorem=True), sized(THEOREM), _recheck_claim)
         needs = {"psi_lower", "c1", "c2"}
         if set(names) <= needs:
@@ -145,13 +146,14 @@ def _hunts(claim: str | None, **shape: int | None) -> tuple[list[Hunt], list[str
         refuse(f"--claim {chosen}", f"MODULE:FUNCTION, all, or one of {known}", "--claim residual_transfer")
     own = imported(chosen)
     target, family = targets.user(chosen, own), sized(FREE)
-    chain, triplets = build(jax.jit(lambda k: _first(k, family))(jax.random.key(0)), family)
+    chain, triplets = build(draw(jax.random.key(0), family), family)
     try:
         judge(own(chain), chain)
     except InputError:
         raise
     except Exception as problem:  # whatever a function of the user's raises
-        refuse(f"--claim {chosen}, which raised {type(problem).__name__}: {problem}", "(left, right)", "return left, right")
+        said = f"{type(problem).__name__}: {problem}"
+        refuse(f"--claim {chosen}, which raised {said}", "(left, right) for every chain", "return left, right")
     if not targets.traceable(target, chain, triplets):
         refuse(
             f"--claim {chosen}, which JAX cannot differentiate",
@@ -159,12 +161,6 @@ def _hunts(claim: str | None, **shape: int | None) -> tuple[list[Hunt], list[str
             "testing.check_claim, which searches without gradients",
         )
     return [Hunt("own", target, family, lambda name, c: _recheck_own(own, c))], [chosen]
-
-
-def _first(key: Any, family: Family) -> Any:
-    from .manifolds import draw
-
-    return draw(key, family)
 
 
 def _recheck_claim(name: str, chain: LayerChain) -> tuple[bool, str]:
@@ -197,7 +193,7 @@ class _Log:
         self.record: dict[str, Any] = {
             "schema": SCHEMA,
             "status": "running",
-            "environment": provenance.environment(),
+            "environment": provenance.environment() | {"cpus": os.cpu_count(), "load_1min": [_load()]},
             "config": config,
             "rounds": 0,
             "restarts": 0,
@@ -218,9 +214,10 @@ class _Log:
                 same = before["schema"] == SCHEMA and before["config"] == config
                 missing = [name for name in self.record if name not in before]
             except (ValueError, KeyError, TypeError, OSError) as problem:
-                refuse(f"{file}, which cannot be read ({type(problem).__name__})", "the record of a search", "another --out")
+                said = type(problem).__name__
+                refuse(f"{file}, which cannot be read ({said})", "the record of a search", "another --out")
             if not same or missing:
-                refuse(f"{self.out}, the folder of another search", "the same options, or a new folder", "another --out")
+                refuse(f"{self.out}, the folder of another search", "the same options or a new folder", "another --out")
             self.record = before
         elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             refuse(f"{self.out}, which holds other files", "a new folder, or that of the same search", "another --out")
@@ -283,6 +280,8 @@ class _Log:
     def finish(self, seconds: float, rounds: int) -> None:
         """Mark the record as done."""
         self.record["seconds"] += seconds if rounds else 0.0
+        if rounds:
+            self.record["environment"]["load_1min"].append(_load())
         self.record["status"] = "done"
         self._write()
 
@@ -295,9 +294,8 @@ class _Log:
             counts = [str(entry["evaluated"]), ratio, str(entry["alarms"]), str(entry["refuted"])]
             rows.append([name, *counts, entry["says"]])
         refuted = [name for name, entry in r["statements"].items() if entry["refuted"]]
-        head = (
-            f"{r['evaluated']} chains evaluated from {r['restarts']} random starts in {r['seconds']:.0f} s: "
-            + (f"refuted: {', '.join(refuted)}" if refuted else "nothing was refuted")
+        head = f"{r['evaluated']} chains evaluated from {r['restarts']} random starts in {r['seconds']:.0f} s: " + (
+            f"refuted: {', '.join(refuted)}" if refuted else "nothing was refuted"
         )
         lines = [head, "", aligned(rows, words=1)]
         for find in r["finds"][:5]:
@@ -323,6 +321,11 @@ def nearest_known(chain: LayerChain) -> tuple[str, float]:
     away = {name: distance(here, decompose(known.make(8))) for name, known in COUNTEREXAMPLES.items()}
     best = min(away, key=lambda name: away[name])
     return best, away[best]
+
+
+def _load() -> float | None:
+    """Return the load of the last minute, which decides what seconds mean."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def _file(name: str) -> str:

@@ -97,7 +97,8 @@ def draw(key: Any, family: Family) -> dict[str, Any]:
 def build(numbers: dict[str, Any], family: Family) -> tuple[LayerChain, Any]:
     r"""Make the chain that the numbers stand for, with its triplets.
 
-    .. math:: W_l = U_l\,\mathrm{diag}(\sigma_{\cdot,l})\,V_l^\top,\quad v_{l+1} = \cos\varphi_l\,u_l+\sin\varphi_l\,w_l,\quad
+    .. math:: W_l = U_l\,\mathrm{diag}(\sigma_{\cdot,l})\,V_l^\top,\quad
+       v_{l+1} = \cos\varphi_l\,u_l+\sin\varphi_l\,w_l,\quad
        G_k = v_{k+1}\gamma_kg_k^\top+\sqrt{1-\gamma_k^2}\,V_{\perp,k+1}B_k
 
     Parameters
@@ -134,7 +135,7 @@ def build(numbers: dict[str, Any], family: Family) -> tuple[LayerChain, Any]:
         phi = 1.4 * jnp.sin(phi)  # a gain of 1 over a right angle has no finite sigma
     kappa, s = jnp.cos(phi), jnp.sin(phi)
 
-    above = 1 + 2 * jax.nn.sigmoid(x["gain"] - 1)
+    above = 1 + 2 * jax.nn.sigmoid(2 * x["gain"] - 3)  # near 1, where hypotheses are tight
     free = jnp.exp(_SPREAD * jnp.tanh(x["gain"]))
     inner = above / _INSIDE if "gain" in kept or "cumulative_gain" in kept else free
     if "gain" in kept:

@@ -4,7 +4,7 @@ None of them is a claim of this project (docs/theory/necessity.md). They speak o
 :math:`\rho_j = \sigma_{1,j}|\kappa_j|` alone, and "decays", "persists" and "is attracted" need numbers: here a factor
 :math:`K_0` (the threshold `dispersion_constant`, 10) and an angle of 45 degrees.
 
-Beside them stand the theorem's conclusions without its hypotheses, so that an instance which breaks one can be replayed.
+Beside them stand the theorem's conclusions without its hypotheses, so that what breaks one can be replayed.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from .types import Thresholds, Verdict
 
 
 class Reading(NamedTuple):
-    """Hold one statement on one chain: the least margin of its hypothesis, and both sides of its conclusion, as logs."""
+    """Hold one statement on one chain: the least margin of its hypothesis, both sides of its conclusion as logs."""
 
     hypothesis: Any
     left: Any
@@ -100,7 +100,9 @@ READINGS: Mapping[str, Statement] = {
         _persistence_slacks,
     ),
     "paper:attraction": Statement(
-        "rho >= 1 in every layer means that W_L...W_1 v_1 ends within 45 degrees of u_L", _attraction, _attraction_slacks
+        "rho >= 1 in every layer means that W_L...W_1 v_1 ends within 45 degrees of u_L",
+        _attraction,
+        _attraction_slacks,
     ),
 }
 

@@ -119,7 +119,7 @@ def readings(thresholds: Thresholds | None = None) -> Target:
 
 
 def conclusions() -> Target:
-    """Return what the theorem concludes, with the hypotheses left to the family: C1, C2, and that the residual is small."""
+    """Return what the theorem concludes, hypotheses left to the family: C1, C2, and that the residual is small."""
 
     def score(chain: Any, triplets: Any) -> Score:
         found = [statement.sides(chain, triplets, Thresholds()) for statement in CONCLUSIONS.values()]
