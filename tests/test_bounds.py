@@ -120,6 +120,7 @@ FALSE = [
     ("transfer_telescoping", "telescoping", "log_telescoping", 0.99),
     ("residual_transfer", "telescoping", "log_transfer", 0.99),
     ("residual_transfer", "transfer", "log_transfer", 0.99),
+    ("residual_damped", "transfer", "log_damped", 0.99),
     ("row_exact_upper", "late", "log_row_exact", 0.99),
     ("row_exact_upper", "one row", "log_row_exact", 0.99),
     ("row_exact_lower", "one row", "log_row_exact_lower", 1.01),

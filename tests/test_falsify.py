@@ -78,14 +78,14 @@ def test_shapes_that_no_family_has_are_refused(field, value):
 
 
 def transfer_target(module, shrink):
-    """||R|| <= transfer, and transfer <= paper, by the factors of a given module, in their own scale."""
+    """||R|| <= transfer, and transfer <= telescoping, by the factors of a given module, in their own scale."""
 
     def score(chain, triplets):
         s, path = spine(chain, triplets), dominant_path(chain, triplets)
         found = module.transfer_factors(triplets.xi[1:], *(x[1:] for x in bounds.upper_alignment(triplets)))
         found = bounds._norm_bounds(s, factors.Factors(*found))
         left = jnp.stack([path.log_residual_norm, found["transfer"]]) - path.log_scale
-        right = jnp.stack([found["transfer"] + jnp.log1p(-shrink), found["paper"]]) - path.log_scale
+        right = jnp.stack([found["transfer"] + jnp.log1p(-shrink), found["telescoping"]]) - path.log_scale
         low, high = jnp.exp(left), jnp.exp(right)
         ratio = jnp.log(low + 1e-9) - jnp.log(high + 1e-9)
         return targets.Score(ratio, jnp.ones((2,), bool), ratio, (low - high) / 1e-12)
