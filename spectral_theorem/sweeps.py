@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import io
 import json
 import time
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from .launch import Heart, Share, join, part, read_shard, wait_for_others
 from .peakmemory import resident
 from .provenance import source_digest
 from .runs import SUMMARY, summary_text
-from .shards import KEYS, Store, compact, finished, read_rows, write_shard
+from .shards import KEYS, Store, compact, digest, finished, read_rows, write_shard
 from .storage import json_ready
 from .sweepwork import BATCH, Progress, batches_of, counting, fields_of, run_one, work
 from .types import InputError, refuse
@@ -298,7 +297,8 @@ def _finish(
 def _conclude(
     experiment: Experiment, store: Store, manifest: dict[str, Any], record: dict[str, Any]
 ) -> tuple[str, str]:
-    rows = read_rows(store).to_pylist()
+    table = read_rows(store)
+    rows = table.to_pylist()
     verdict, sentence = judged(experiment, rows)
     content = {
         "verb": "sweep",
@@ -313,6 +313,7 @@ def _conclude(
         "seeds": sorted({row["seed"] for row in rows if row.get("seed") is not None}),
         "sweep": manifest,
         "rows": len(rows),
+        "table_digest": digest(table),
         "failed": record["failed"],
     }
     if experiment.figure is not None:
@@ -323,12 +324,10 @@ def _conclude(
 
 
 def _draw(figure: Any, store: Store, label: str) -> None:
-    from .canvas import to_svg
+    from .canvas import to_png, to_svg
 
     store.write("figure.svg", to_svg(figure, salt="figure", label=label).encode())
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150, facecolor="white")
-    store.write("figure.png", picture.getvalue())
+    store.write("figure.png", to_png(figure))
 
 
 def _estimate(

@@ -309,12 +309,45 @@ class Falsify:
     """Print one JSON object instead of text."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Sensitivity:
+    """Measure λ, κ, σ₁ and ξ across layers, steps, clips and stress, and say what they are worth."""
+
+    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+    """Folder or file of a checkpoint, its name on the Hub, or "carried" for the one that the package brings."""
+    clean: UseAppendAction[Annotated[tuple[Path, ...], arg(metavar="FOLDER")]]
+    """Recordings as they are, with a manifest.csv or without; may be given several times."""
+    out: Annotated[Path, arg(metavar="RUN")]
+    """Run folder to write; the same command goes on with one that was stopped."""
+    stress: str = "noise=0"
+    """Recipes, separated by commas, such as noise=10,noise=0,hell."""
+    talkers: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: no babble can be made)")] = None
+    """Recordings whose speakers babble."""
+    nonspeech: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None
+    """Recordings in which nobody speaks: measured as they are, and mixed in by recipes."""
+    steps: str = "16"
+    """Generated tokens of every clip: so many evenly spaced, a list such as 0,2,5-7, or all."""
+    detailed: int = 8
+    """Clips for nulls, ablations and perturbations, clean and under the last recipe; 0 leaves these out."""
+    limit: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")] = None
+    """How many clips at most."""
+    seed: int = 0
+    """Seed of every random number."""
+    dtype: Dtype = "float64"
+    """Precision of model and measurement."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+    offline: bool = False
+    """Do not ask the Hub: MODEL is a path, or a name in the local cache."""
+
+
 Verb = (
     Annotated[Verify, subcommand("verify", prefix_name=False)]
     | Annotated[Demo, subcommand("demo", prefix_name=False)]
     | Annotated[Measure, subcommand("measure", prefix_name=False)]
     | Annotated[Stress, subcommand("stress", prefix_name=False)]
     | Annotated[Transcribe, subcommand("transcribe", prefix_name=False)]
+    | Annotated[Sensitivity, subcommand("sensitivity", prefix_name=False)]
     | Annotated[Train, subcommand("train", prefix_name=False)]
     | Annotated[Bench, subcommand("bench", prefix_name=False)]
     | Annotated[Sweep, subcommand("sweep", prefix_name=False)]
@@ -328,6 +361,7 @@ RUNS = {
     Measure: ("measured", "run"),
     Transcribe: ("transcription", "transcribe"),
     Stress: ("stressed", "run"),
+    Sensitivity: ("sensitivity", "run"),
     Train: ("train", "run"),
     Bench: ("bench", "run"),
     Sweep: ("sweeps", "run"),

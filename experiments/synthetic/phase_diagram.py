@@ -13,8 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
 from spectral_theorem.batched import evaluate
+from spectral_theorem.phase_figure import phase_figure
 from spectral_theorem.planting import planted_with_answers
 from spectral_theorem.regimes import phase
 from spectral_theorem.types import Regime
@@ -56,13 +58,14 @@ def cell(config: Config, key: Any) -> dict[str, Any]:
         size = jnp.linalg.norm(product)
         return (product / size, log + jnp.log(size)), log + jnp.log(size)
 
-    (product, log), logs = jax.lax.scan(step, (matrices[0], 0.0), matrices[1:])
+    start = jnp.eye(width), jnp.zeros(())
+    (product, log), before = jax.lax.scan(step, start, matrices)
+    _, after = jax.lax.scan(step, start, jnp.swapaxes(matrices, 1, 2), reverse=True)
     values = jnp.linalg.svd(product, compute_uv=False)
-    rates = phase(1.0, c.kappa, c.xi)
     total = log + jnp.log(values[0])
-    # a step rounds by at most 2 D² eps times the product so far, and r* per layer bounds what becomes of it
-    later = jnp.log(rates.growth_rate) * jnp.arange(n - 1, -1, -1)
-    relative = 2 * width**2 * eps * (2 + jnp.sum(jnp.exp(logs + later - total)) + jnp.exp(n * later[-2] - total))
+    # to first order: layer j adds at most D² eps ‖M_j…M_1‖ twice, M_j itself and its product, and ‖M_L…M_{j+1}‖ follows
+    around = jnp.append(0.0, before[:-1]) + jnp.append(after[1:], 0.0)
+    relative = 4 * width**2 * eps * jnp.sum(jnp.exp(around - total))
     error = jnp.where(relative < 0.5, -jnp.log1p(-relative), jnp.inf) / n
     growth = jnp.log(c.sigma) + total / n
     out = product @ v
@@ -119,6 +122,13 @@ def verdict(records: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
         f"{wrong} and silent about {exact.count('silent')}, the reading by ρ is wrong about {naive.count('wrong')}"
     )
     return "VIOLATED" if broken else "UNDECIDED" if unknown else "HOLDS", sentence
+
+
+def figure(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the diagram of the deepest chains, and count who is right."""
+    read = [{**r, **dict(zip(("naive_reading", "exact_reading"), reading(r), strict=True))} for r in records]
+    seen = {name: list(dict.fromkeys(r[name] for r in records)) for name in ("tail", "xi", "layers")}
+    return phase_figure(read, tails=seen["tail"][:2], xis=sorted(seen["xi"])[:3], layers=max(seen["layers"]))
 
 
 def _unit_chain(config: Config, key: Any) -> tuple[Any, Any, Any]:
