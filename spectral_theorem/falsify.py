@@ -24,8 +24,8 @@ from .certification import certify
 from .chainfile import save_chain
 from .check import imported
 from .console import Outcome, aligned
-from .ensembles import COUNTEREXAMPLES
-from .manifolds import HYPOTHESES, Family, build, distance, draw
+from .ensembles import COUNTEREXAMPLES, gaussian
+from .manifolds import HYPOTHESES, Family, build, distance
 from .search import Round, climb
 from .storage import json_ready, write_atomically
 from .testing import judge
@@ -38,6 +38,9 @@ BATCH = 128
 FREE, THEOREM = Family(), Family(keep=frozenset(HYPOTHESES))
 READINGS = "paper"
 SCHEMA = 1
+
+
+_built = jax.jit(build, static_argnums=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +149,7 @@ def _hunts(claim: str | None, **shape: int | None) -> tuple[list[Hunt], list[str
         refuse(f"--claim {chosen}", f"MODULE:FUNCTION, all, or one of {known}", "--claim residual_transfer")
     own = imported(chosen)
     target, family = targets.user(chosen, own), sized(FREE)
-    chain, triplets = build(draw(jax.random.key(0), family), family)
+    chain = gaussian(jax.random.key(0), layers=family.layers, width=family.width, context=family.context)
     try:
         judge(own(chain), chain)
     except InputError:
@@ -154,7 +157,7 @@ def _hunts(claim: str | None, **shape: int | None) -> tuple[list[Hunt], list[str
     except Exception as problem:  # whatever a function of the user's raises
         said = f"{type(problem).__name__}: {problem}"
         refuse(f"--claim {chosen}, which raised {said}", "(left, right) for every chain", "return left, right")
-    if not targets.traceable(target, chain, triplets):
+    if not targets.traceable(target, chain):
         refuse(
             f"--claim {chosen}, which JAX cannot differentiate",
             "(left, right) or (left, right, scale) made by jax.numpy from the chain's arrays",
@@ -265,8 +268,7 @@ class _Log:
         self._keep(chain, name, "finds", Path(find["file"]).name, {"expected": Verdict.VIOLATED, "note": find["says"]})
 
     def _chain(self, hunt: Hunt, numbers: Any, place: int) -> LayerChain:
-        one = jax.tree.map(lambda x: x[place], numbers)
-        return jax.jit(lambda x: build(x, hunt.family)[0])(one)
+        return _built(jax.tree.map(lambda x: x[place], numbers), hunt.family)[0]
 
     def _keep(self, chain: LayerChain, name: str, part: str, file: str, meta: Mapping[str, Any]) -> None:
         if self.out is not None:

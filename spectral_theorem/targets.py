@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from .bounds import residual_bounds
+from .chaingains import log_products
 from .claims import CLAIMS, Evidence
 from .papers import CONCLUSIONS, READINGS
 from .path import dominant_path, log_scale, spine
 from .regimes import classify
 from .scaled import log_norm, log_of, norm
 from .types import Thresholds, tolerance
-from .verification import _cone_output, _log_products
+from .verification import _cone_output
 
 FLOOR = 1e-9  # of the scale; sides below it are rounding, and their quotient means nothing
 PENALTY = 20.0
@@ -67,7 +68,7 @@ def evidence(chain: Any, triplets: Any, thresholds: Thresholds) -> Evidence:
         conditions=None,  # pyright: ignore[reportArgumentType]
         regime=regime,
         thresholds=thresholds,
-        log_products=_log_products(chain),
+        log_products=log_products(chain),
         cone_output=cone.value / jnp.maximum(norm(cone.value), 1e-300),
         log_cone_output=log_norm(cone),
         allowance=jnp.asarray(tolerance(chain), chain.dtype),
@@ -148,10 +149,10 @@ def user(name: str, fn: Callable[[Any], Any]) -> Target:
     return Target((name,), score)
 
 
-def traceable(target: Target, chain: Any, triplets: Any) -> bool:
+def traceable(target: Target, chain: Any) -> bool:
     """Say whether JAX can differentiate a target; a user's claim may look at values."""
     try:
-        jax.eval_shape(jax.grad(lambda c: target.score(c, triplets).climb[0]), chain)
+        jax.eval_shape(jax.grad(lambda c: target.score(c, None).climb[0]), chain)
     except Exception:  # whatever a function of the user's does to a tracer
         return False
     return True

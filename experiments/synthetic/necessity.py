@@ -33,6 +33,7 @@ NAMES = {
     "signs": "H3(c), signs",
     "purity": "H4, purity",
 }
+BUILT = jax.jit(build, static_argnums=1)
 GRID = {"dropped": tuple(NAMES)}
 
 
@@ -69,7 +70,7 @@ def run(config: Config) -> list[dict[str, Any]]:
                 if ratio > best.get(name, (-math.inf,))[0]:
                     best[name] = ratio, jax.tree.map(lambda x, place=place: x[place], found.numbers)
         for name, (ratio, numbers) in best.items():
-            chain, _ = jax.jit(build, static_argnums=1)(numbers, family)
+            chain, _ = BUILT(numbers, family)
             with balls.precision(256):
                 verdict = prove(name, BallChain(chain.propagators, chain.injections), Thresholds())
             file = ""
