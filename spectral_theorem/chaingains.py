@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .largest import largest_singular_value
 from .scaled import Scaled, log_of, scaled
 from .triplets import decompose
 from .types import LayerChain, Triplets, container
@@ -110,5 +111,4 @@ def log_products(chain: Any) -> Any:
     eye = scaled(jnp.eye(chain.width, dtype=chain.dtype))
     _, products = jax.lax.scan(back, eye, chain.propagators, reverse=True)
     # all values in one batched call: inside the scan LAPACK would be entered layer by layer with a fresh workspace
-    largest = jnp.linalg.svd(products.value, compute_uv=False)[:, 0]
-    return log_of(largest) + products.log
+    return log_of(largest_singular_value(products.value)) + products.log
