@@ -286,6 +286,8 @@ class _Log:
             self.record["environment"]["load_1min"].append(_load())
         self.record["status"] = "done"
         self._write()
+        if sys.stderr.isatty():
+            print(file=sys.stderr)
 
     def outcome(self) -> Outcome:
         """Put the record in words."""
