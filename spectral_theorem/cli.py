@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import tyro
 
 from . import SPARE_THREADS, __version__, carried
-from .verbs import PLANTED, RUNS, Bench, Demo, Falsify, Measure, Sweep, Verb, Verify
+from .verbs import PLANTED, RUNS, Bench, Compare, Demo, Falsify, Measure, Sweep, Verb, Verify
 
 if TYPE_CHECKING:
     from .console import Outcome
@@ -180,7 +180,7 @@ def _run(verb: Verb) -> "Outcome":
         options["thresholds"] = {name: value for name, value in chosen.items() if value is not None}
     if isinstance(verb, Verify | Demo | Falsify) or options.get("quick"):
         _prefer_quick_compilation()
-    batched = isinstance(verb, Verify | Demo | Falsify | Measure | Bench | Sweep)
+    batched = isinstance(verb, Verify | Demo | Falsify | Measure | Compare | Bench | Sweep)
     if not batched and os.environ.get("PJRT_NPROC") == SPARE_THREADS:
         # Spare threads serve decompositions only; where there are none, they cost a quarter of the encoder's time.
         os.environ["PJRT_NPROC"] = str(os.cpu_count() or 1)

@@ -108,7 +108,9 @@ def constancy_section(columns: Columns, *, seed: int = 0) -> Section:
             if at.any():
                 off[law, int(depth)] = mean_of(values[at] - columns["actual"][at], columns["cluster"][at], seed=seed)
     three = lambda name, unit="": [Column(f"{name}{end}", unit) for end in ("", " low", " high")]
-    note = "Numbers fitted on one half of the clips, judged on the other, both ways; 95 % intervals by bootstrap over clips."
+    note = (
+        "Numbers fitted on half of the clips, judged on the other, both ways; 95 % intervals by bootstrap over clips."
+    )
     laws = Table(
         "constant_lambda",
         1,

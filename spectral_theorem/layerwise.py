@@ -209,7 +209,10 @@ def variance_section(columns: Columns, *, seed: int = 0) -> Section:
     else:
         verdict = above(layer, HALF)
         number = f"{layer.share:.1%} [{layer.interval.low:.1%}, {layer.interval.high:.1%}]"
-    lead = {"HOLDS": "at least", "VIOLATED": "less than"}.get(verdict, "about")
+    lead = {
+        "HOLDS": "The layer explains at least half",
+        "VIOLATED": "The layer explains less than half",
+    }.get(verdict, "It is not sure whether the layer explains half")
     others = [f"{name} {share.share:.1%}" for name, share in shares.items() if name != "layer"]
-    sentence = f"The layer explains {lead} half of the variance of λ: {number}; {', '.join(others)}."
+    sentence = f"{lead} of the variance of λ: {number}; {', '.join(others)}."
     return Section(VARIANCE_ID, VARIANCE_TITLE, verdict, sentence, (table,))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .association import Estimate, auroc
+from .association import Estimate
 from .constancy import halves
 from .observables import effective_rank, spectral_slope, spectrum
 from .regimes import phase
@@ -215,17 +215,20 @@ def prediction_section(columns: Mapping[str, np.ndarray], *, among: str = "stres
     speakers, unit = columns["speaker"], "speakers"
     if len(set(speakers.tolist()) - {""}) < 2 or "" in speakers:
         speakers, unit = _folds(clusters, seed), "folds of clips"
+    # clips under the same stress: what tells one stress from another would pass for what tells hallucination
+    conditions = columns["condition"]
+    strata = np.asarray([f"{s}|{c}" for s, c in zip(speakers.tolist(), conditions.tolist(), strict=True)])
     alone, single = [], {}
     for name, (words, sign) in SCORES.items():
         score = sign * columns[name]
         keep = np.isfinite(score)
         found = inside = None
         if len(set(labels[keep].tolist())) == 2:
-            found = single[name] = auroc(score[keep], labels[keep], clusters=clusters[keep], seed=seed)
-            inside = within_groups(score, labels, speakers, clusters, seed=seed)
+            found = single[name] = within_groups(score, labels, conditions, clusters, seed=seed)
+            inside = within_groups(score, labels, strata, clusters, seed=seed)
         rises = "rises" if sign > 0 else "falls"
         alone.append((words, rises, *as_cells(found), *as_cells(inside), int(keep.sum())))
-    combined = _combinations(columns, labels, speakers, clusters, seed)
+    combined = _combinations(columns, labels, speakers, strata, clusters, seed)
     counted = [
         (name, *[int(((columns["regime"] == name) & (labels == y)).sum()) for y in (1, 0)])
         for name in Regime.__members__
@@ -234,9 +237,9 @@ def prediction_section(columns: Mapping[str, np.ndarray], *, among: str = "stres
     groups = len(set(speakers.tolist()))
     lead = {"HOLDS": "tells", "VIOLATED": "does not tell"}.get(verdict, "has not been shown to tell")
     sentence = (
-        f"λ {lead} hallucinated from surviving clips better than the average log-probability does: AUROC "
-        f"{_said(single.get('lam'))} against {_said(single.get('avg_logprob'))} ({compared}; 0.5 is chance), with "
-        f"{counts[0]} hallucinated and {counts[1]} surviving {among} of {groups} {unit}."
+        f"λ {lead} hallucinated from surviving clips better than the average log-probability does: AUROC over pairs "
+        f"under the same stress {_said(single.get('lam'))} against {_said(single.get('avg_logprob'))} ({compared}; 0.5 "
+        f"is chance), with {counts[0]} hallucinated and {counts[1]} surviving {among} of {groups} {unit}."
     )
     both, standard = (combined.get(name) for name in ("theory and standard", "standard scores"))
     if both is not None and standard is not None:
@@ -255,15 +258,17 @@ def prediction_section(columns: Mapping[str, np.ndarray], *, among: str = "stres
         Table(
             "prediction",
             1,
-            f"AUROC of single scores among {among}, in the direction that hypothesis or custom gives them; all pairs "
-            f"of clips, and pairs within {unit} only. Intervals of 95 % by bootstrap over clips.",
-            (Column("score"), Column("with hallucination it"), *ends("AUROC"), *ends("within"), Column("clips")),
+            f"AUROC of single scores among {among}, in the direction that hypothesis or custom gives them: over pairs "
+            f"under the same condition, and over those of the same {unit} as well. 95 % intervals by bootstrap over "
+            "clips.",
+            (Column("score"), Column("with hallucination it"), *ends("AUROC"), *ends(f"same {unit}"), Column("clips")),
             tuple(alone),
         ),
         Table(
             "prediction_combined",
             2,
-            f"AUROC of logistic fits on clips they did not see: {unit} left out in turn, or half of the clips.",
+            f"AUROC of logistic fits on clips they did not see, over pairs under the same condition: {unit} left "
+            "out in turn, and pairs of the same; or half of the clips left out.",
             (Column("fit"), *ends("AUROC")),
             tuple((name, *as_cells(found)) for name, found in combined.items()),
         ),
@@ -279,7 +284,12 @@ def prediction_section(columns: Mapping[str, np.ndarray], *, among: str = "stres
 
 
 def _combinations(
-    columns: Mapping[str, np.ndarray], labels: np.ndarray, speakers: np.ndarray, clusters: np.ndarray, seed: int
+    columns: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    speakers: np.ndarray,
+    strata: np.ndarray,
+    clusters: np.ndarray,
+    seed: int,
 ) -> dict[str, Estimate]:
     sets = {"theory": THEORY, "standard scores": STANDARD, "theory and standard": (*THEORY, *STANDARD)}
     found = {}
@@ -287,13 +297,14 @@ def _combinations(
         used = [score for score in wanted if np.isfinite(columns[score]).mean() > 0.8]
         if used:
             scores = held_out(_filled(columns, used), labels, speakers)
-            found[name] = within_groups(scores, labels, speakers, clusters, seed=seed)
+            found[name] = within_groups(scores, labels, strata, clusters, seed=seed)
     fitting = halves(clusters, seed=seed)
     sides = [set(labels[side].tolist()) for side in (fitting, ~fitting)]
     if all(len(side) == 2 for side in sides):
         features = _filled(columns, SCALARS)
         scores = fitted(features[fitting], labels[fitting])(features[~fitting])
-        found["(σ₁, κ, ξ), other half"] = auroc(scores, labels[~fitting], clusters=clusters[~fitting], seed=seed)
+        away = (labels[~fitting], columns["condition"][~fitting], clusters[~fitting])
+        found["(σ₁, κ, ξ), other half"] = within_groups(scores, *away, seed=seed)
     return found
 
 
@@ -311,8 +322,8 @@ def _compared(
     one, other = columns["lam"], -columns["avg_logprob"]
     keep = np.isfinite(one) & np.isfinite(other)
     x, z, y, c = one[keep], other[keep], labels[keep].astype(bool), clusters[keep]
-    everyone = np.zeros(len(y))
-    value = lambda i: _pairs(x[i], y[i], everyone[i]) - _pairs(z[i], y[i], everyone[i])
+    alike = columns["condition"][keep]
+    value = lambda i: _pairs(x[i], y[i], alike[i]) - _pairs(z[i], y[i], alike[i])
     if len(set(y.tolist())) < 2:
         return "UNDECIDED", "no difference"
     found = Estimate(float(value(np.arange(len(y)))), interval_of(value, len(y), c, seed=seed, resamples=999))

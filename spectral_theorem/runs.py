@@ -25,7 +25,16 @@ if TYPE_CHECKING:
 SCHEMA = 1
 SUMMARY = "summary.json"
 TABLE = "table"
-RESULTS = (f"{TABLE}/part-*.parquet", "clips/*.json", "cells/*.npz", "study.json", "*.npz", "report.html")
+RESULTS = (
+    f"{TABLE}/part-*.parquet",
+    "clips/*.json",
+    "cells/*.npz",
+    "study.json",
+    "tables/*",
+    "suspicious.csv",
+    "*.npz",
+    "report.html",
+)
 LAYER_QUANTITIES = {
     "sigma1": ("sigma_error", "1"),
     "sigma2": ("sigma2_error", "1"),

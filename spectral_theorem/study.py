@@ -46,6 +46,7 @@ from .whisper.passes import Record, decoder_pass
 __all__ = ["CLEAN", "NO_SPEECH", "STRESSED", "Cell", "CellTranscript", "Study", "collect", "read_study"]
 
 Conditions = Mapping[str, Recipe | Mapping[str, Clip]]
+GROUP = 16  # tokens at once, so that memory does not grow with a transcript
 BUCKET = 8  # tokens are padded to a multiple, so that few shapes are compiled
 _ADDED = Record(self_attention=True, cross_attention=True, mlp=True)
 
@@ -256,6 +257,10 @@ def measured(
     """
     encoded, seconds = encode_audio(model, samples)
     heard = transcriptions(model, greedy(model, encoded[None]), [seconds])[0]
+    words = model.tokenizer
+    if words is not None and any(token >= words.size for token in heard.tokens):
+        beyond = max(heard.tokens)
+        refuse(f"token {beyond} of a tokenizer of {words.size}", "tokenizer and weights of one model", "its own folder")
     wanted = spaced_steps(steps, heard.steps)
     if not wanted:
         refuse(f"--steps {steps} for a transcript of {heard.steps}", "at least one of its steps", "--steps 16")
@@ -265,8 +270,9 @@ def measured(
         "seconds": seconds,
     }
     arrays = {f"activations/{name}": value for name, value in _activations(model, encoded, heard).items()}
-    layers = _layers(model, encoded, heard, wanted, gains)
-    return header, arrays | {f"layers/{name}": np.asarray(value) for name, value in layers.items()}
+    groups = [wanted[first : first + GROUP] for first in range(0, len(wanted), GROUP)]
+    parts = [_layers(model, encoded, heard, group, gains) for group in groups]
+    return header, arrays | {f"layers/{name}": np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _activations(model: WhisperModel, encoded: Any, heard: Transcription) -> dict[str, np.ndarray]:

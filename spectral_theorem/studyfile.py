@@ -99,6 +99,11 @@ class Cell:
         """
         return self._arrays("activations/")
 
+    def activation(self, component: str) -> np.ndarray:
+        """Return the activations of one component, (L, positions, D), without reading the others."""
+        with np.load(self.file, allow_pickle=False) as file:
+            return file[f"activations/{component}"]
+
     def _arrays(self, prefix: str) -> dict[str, np.ndarray]:
         with np.load(self.file, allow_pickle=False) as file:
             return {name.removeprefix(prefix): file[name] for name in file.files if name.startswith(prefix)}

@@ -325,16 +325,62 @@ class Sensitivity:
     """Recordings whose speakers babble."""
     nonspeech: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None
     """Recordings in which nobody speaks: measured as they are, and mixed in by recipes."""
+    only: Annotated[str | None, arg(metavar="PATTERN", help_behavior_hint="(default: all)")] = None
+    """Take the clips in whose name this regular expression is found."""
+    digits: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: clips as they are)")] = None
+    """Join recordings of single digits to strings of so many."""
+    orders: int = 1
+    """With --digits: orders in which each group of digits is joined; together they are a cluster."""
     steps: str = "16"
     """Generated tokens of every clip: so many evenly spaced, a list such as 0,2,5-7, or all."""
-    detailed: int = 8
+    detailed: int = 20
     """Clips for nulls, ablations and perturbations, clean and under the last recipe; 0 leaves these out."""
     limit: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")] = None
-    """How many clips at most."""
+    """How many clips at most, taken evenly from all."""
     seed: int = 0
     """Seed of every random number."""
     dtype: Dtype = "float64"
     """Precision of model and measurement."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+    offline: bool = False
+    """Do not ask the Hub: MODEL is a path, or a name in the local cache."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Compare clean recordings with stressed ones, and among these the hallucinated with the survived."""
+
+    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+    """Folder or file of a checkpoint, its name on the Hub, or "carried" for the one that the package brings."""
+    clean: UseAppendAction[Annotated[tuple[Path, ...], arg(metavar="FOLDER")]]
+    """Recordings as they are, with a manifest.csv or without; may be given several times."""
+    stress: Annotated[str | None, arg(metavar="SPEC", help_behavior_hint="(default: noise=0)")] = None
+    """Recipe that makes the stressed recordings, such as hell."""
+    stressed: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: they are made)")] = None
+    """Stressed recordings that were made elsewhere, of the same file names; of other names, nothing is paired."""
+    talkers: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: no babble can be made)")] = None
+    """Recordings whose speakers babble."""
+    nonspeech: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None
+    """Recordings in which nobody speaks: measured as they are, and mixed in by recipes."""
+    only: Annotated[str | None, arg(metavar="PATTERN", help_behavior_hint="(default: all)")] = None
+    """Take the clips in whose name this regular expression is found."""
+    digits: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: clips as they are)")] = None
+    """Join recordings of single digits to strings of so many."""
+    orders: int = 5
+    """With --digits: orders in which each group of digits is joined; together they are a cluster."""
+    limit: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")] = None
+    """How many clips at most, taken evenly from all."""
+    steps: str = "16"
+    """Generated tokens of every clip: so many evenly spaced, a list such as 0,2,5-7, or all."""
+    modes: str = "10,50"
+    """Windows: the first so many eigenvalues. The first window is judged."""
+    seed: int = 0
+    """Seed of every random number."""
+    dtype: Dtype = "float32"
+    """Precision of model and measurement."""
+    out: Out = None
+    """Run folder to write; the same command goes on with one that was stopped."""
     json: bool = False
     """Print one JSON object instead of text."""
     offline: bool = False
@@ -347,6 +393,7 @@ Verb = (
     | Annotated[Measure, subcommand("measure", prefix_name=False)]
     | Annotated[Stress, subcommand("stress", prefix_name=False)]
     | Annotated[Transcribe, subcommand("transcribe", prefix_name=False)]
+    | Annotated[Compare, subcommand("compare", prefix_name=False)]
     | Annotated[Sensitivity, subcommand("sensitivity", prefix_name=False)]
     | Annotated[Train, subcommand("train", prefix_name=False)]
     | Annotated[Bench, subcommand("bench", prefix_name=False)]
@@ -361,6 +408,7 @@ RUNS = {
     Measure: ("measured", "run"),
     Transcribe: ("transcription", "transcribe"),
     Stress: ("stressed", "run"),
+    Compare: ("compared", "run"),
     Sensitivity: ("sensitivity", "run"),
     Train: ("train", "run"),
     Bench: ("bench", "run"),

@@ -133,10 +133,18 @@ RANK = {
     "detail": 11,
     "trials": 12,
     "sensitivity": 12,
+    "remaining": 1,
+    "paper_tables": 4,
+    "material": 10,
+    "gathered": 11,
+    "spectra": 10,
+    "spectral_sections": 11,
+    "group_sections": 12,
+    "compared": 13,
     "carried": 0,
     "verbs": 0,
-    "cli": 13,
-    "__main__": 14,
+    "cli": 14,
+    "__main__": 15,
 }
 PACKAGE = "spectral_theorem"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE

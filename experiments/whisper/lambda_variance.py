@@ -21,7 +21,7 @@ class Config:
     model: str = CARRIED
     audio: str = CARRIED
     digits: int = 0
-    clips: int = 6
+    clips: int = 4
     stress: str = "noise=0"
     talkers: str = ""
     steps: str = "2"
