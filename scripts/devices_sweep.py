@@ -42,7 +42,11 @@ def main(arguments: list[str]) -> int:
     given = [str(options.experiment), "--batch", str(options.batch)]
     given += [word for axis in options.set or AXES for word in ("--set", axis)]
     with tempfile.TemporaryDirectory() as folder:
-        found = {"environment": surroundings(), "command": given, **compare(Path(folder), given)}
+        found = {
+            "environment": surroundings(),
+            "command": [word.removeprefix(f"{ROOT}/") for word in given],
+            **compare(Path(folder), given),
+        }
     text = json.dumps(found, indent=1)
     if options.out is not None:
         options.out.write_text(text + "\n", encoding="utf-8")
@@ -89,7 +93,11 @@ def _lose_one(out: Path, given: list[str]) -> dict[str, Any]:
     second.kill()
     second.communicate()
     said, _ = first.communicate(timeout=MOST)
-    return {"exit_code": first.returncode, "said": said.strip().splitlines(), "cells": len(finished(Store(out)))}
+    return {
+        "exit_code": first.returncode,
+        "said": said.replace(f"{out.parent}/", "").strip().splitlines(),
+        "cells": len(finished(Store(out))),
+    }
 
 
 def _pair(out: Path, given: list[str]) -> list[subprocess.Popen[str]]:

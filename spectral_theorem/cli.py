@@ -184,6 +184,9 @@ def _run(verb: Verb) -> "Outcome":
     if not batched and os.environ.get("PJRT_NPROC") == SPARE_THREADS:
         # Spare threads serve decompositions only; where there are none, they cost a quarter of the encoder's time.
         os.environ["PJRT_NPROC"] = str(os.cpu_count() or 1)
+    if isinstance(verb, Sweep) and os.environ.get("PJRT_NPROC") == SPARE_THREADS:
+        # every device may have that many decompositions waiting for others
+        os.environ["PJRT_NPROC"] = str(int(SPARE_THREADS) * max(verb.devices or 1, 1))
     if "dtype" in options:
         import jax
 

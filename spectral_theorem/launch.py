@@ -4,12 +4,14 @@ Cells need nothing of one another. So processes meet once, to learn who they are
 nothing with it but the cells it was at.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from .shards import Store
@@ -21,6 +23,8 @@ BEAT_SECONDS = 2.0
 LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 TPU_WORKERS = "TPU_WORKER_HOSTNAMES"
 JOIN_SECONDS = 120
+NOBODY = 2  # exit code, that of bad input
+EXAMPLE = "--coordinator 10.0.0.1:9876 --processes 2 --process 0"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,34 +88,35 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     Raises
     ------
     InputError
-        When only some of the three are given, or the others cannot be met.
+        When only some of the three are given, or no launcher says who the others are.
 
     Notes
     -----
-    To be called before JAX is used for anything else. `jax.distributed` knows the launchers of Slurm, Open MPI,
+    To be called before JAX is used for anything else. Where the others do not come in time, this process ends, with
+    one line and exit code 2. `jax.distributed` knows the launchers of Slurm, Open MPI,
     Kubernetes and Cloud TPU.
     """
-    example = "--coordinator 10.0.0.1:9876 --processes 2 --process 0"
     if coordinator in (None, "auto"):
         if processes is not None or process is not None:
-            refuse("--processes or --process without --coordinator", "all three", example)
+            refuse("--processes or --process without --coordinator", "all three", EXAMPLE)
         if coordinator is None and not launched(os.environ):
             return Share()
         where: dict[str, Any] = {}
     else:
         if processes is None or process is None or not 0 <= process < processes:
-            refuse(f"--coordinator {coordinator} --processes {processes} --process {process}", "0 <= i < N", example)
+            refuse(f"--coordinator {coordinator} --processes {processes} --process {process}", "0 <= i < N", EXAMPLE)
         host, _, port = coordinator.rpartition(":")
         if not host or not port.isdecimal():
-            refuse(f"--coordinator {coordinator}", "HOST:PORT, or auto", example)
+            refuse(f"--coordinator {coordinator}", "HOST:PORT, or auto", EXAMPLE)
         where = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
     import jax
 
     try:
-        jax.distributed.initialize(**where, initialization_timeout=JOIN_SECONDS)
+        with _deadline():
+            jax.distributed.initialize(**where, initialization_timeout=2 * JOIN_SECONDS)
     except (RuntimeError, ValueError) as problem:
         refuse(
-            f"no meeting of the processes ({str(problem).splitlines()[0]})", "every process, started together", example
+            f"no meeting of the processes ({str(problem).splitlines()[0]})", "every process, started together", EXAMPLE
         )
     return Share(jax.process_index(), jax.process_count(), joined=True)
 
@@ -121,7 +126,8 @@ def part(share: Share) -> None:
     if share.joined:
         import jax
 
-        jax.distributed.shutdown()
+        with _deadline():
+            jax.distributed.shutdown()
 
 
 class Heart:
@@ -194,6 +200,24 @@ def wait_for_others(store: Store, share: Share, *, patience: float, done: Callab
         if others:
             time.sleep(min(1.0, patience / 4))
     return lost
+
+
+@contextlib.contextmanager
+def _deadline() -> Iterator[None]:
+    """End this process where the others do not come: XLA would abort it, with a trace in place of a reason."""
+
+    def give_up() -> None:
+        got = f"no meeting of all processes within {JOIN_SECONDS} s"
+        print(f"error: got {got}; expected every process, started together; try {EXAMPLE}", file=sys.stderr, flush=True)
+        os._exit(NOBODY)
+
+    timer = threading.Timer(JOIN_SECONDS, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _name(index: int) -> str:

@@ -71,6 +71,13 @@ def run(
     InputError
         On an experiment, design, share or folder that cannot be used, or when every cell failed.
     """
+    asked = {
+        "experiment": str(experiment),
+        "out": out,
+        "config": None if config is None else str(config),
+        "set": [*set],
+    }
+    asked |= {"random": random, "seed": seed, "batch": batch, "devices": devices, "dtype": dtype}
     share = _share(shard, coordinator, processes, process, devices)
     found = load(experiment)
     design = _design(found, config, set, random, seed)
@@ -93,7 +100,7 @@ def run(
     keys = [cell_key(config, manifest["code"]) for config in configs]
     if share.joined and share.index == 0:
         lost = wait_for_others(store, share, patience=PATIENCE, done=lambda: finished(store) >= {*keys})
-    return _finish(found, keys, store, manifest, progress, share, lost, compacted=compact)
+    return _finish(found, keys, store, manifest, progress, share, lost, asked, compacted=compact)
 
 
 def sweep(
@@ -253,6 +260,7 @@ def _finish(
     progress: Progress,
     share: Share,
     lost: Sequence[int],
+    asked: dict[str, Any],
     *,
     compacted: bool,
 ) -> Outcome:
@@ -279,7 +287,7 @@ def _finish(
     if len(record["failed"]) > SHOWN_FAILURES:
         lines.append(f"and {len(record['failed']) - SHOWN_FAILURES} more")
     if lost:
-        lines.append(f"lost: process {', '.join(map(str, lost))}; nothing finished is, the same command goes on")
+        lines.append(f"lost: process {', '.join(map(str, lost))}; what was finished stays, the same command goes on")
     if progress.failed and len(absent) == len(keys):
         refuse(f"a failure in every cell ({record['failed'][0]['reason']})", "some that succeed", str(experiment.path))
     if absent:
@@ -287,22 +295,23 @@ def _finish(
         if not progress.failed and not lost and not own:
             lines.append(f"this was share {share.index} of {share.count}; others are missing {len(absent)} cells")
             return Outcome("\n".join(lines), record, 0)
+        lines.append(f"{len(absent)} cells are missing; the same command tries again")
         return Outcome("\n".join(lines), record, 3)
-    verdict, sentence = _conclude(experiment, store, manifest, record)
+    verdict, sentence = _conclude(experiment, store, manifest, record["failed"], asked)
     record |= {"verdict": verdict, "sentence": sentence}
     lines = [f"{verdict}  {experiment.statement}", sentence, *lines]
     return Outcome("\n".join(lines), record, int(verdict == "VIOLATED"))
 
 
 def _conclude(
-    experiment: Experiment, store: Store, manifest: dict[str, Any], record: dict[str, Any]
+    experiment: Experiment, store: Store, manifest: dict[str, Any], failed: Sequence[Any], asked: dict[str, Any]
 ) -> tuple[str, str]:
     table = read_rows(store)
     rows = table.to_pylist()
     verdict, sentence = judged(experiment, rows)
     content = {
         "verb": "sweep",
-        "config": {"experiment": str(experiment.path), "out": store.where},
+        "config": asked,
         "statement": experiment.statement,
         "kind": experiment.kind,
         "expected": experiment.expected,
@@ -314,7 +323,7 @@ def _conclude(
         "sweep": manifest,
         "rows": len(rows),
         "table_digest": digest(table),
-        "failed": record["failed"],
+        "failed": failed,
     }
     if experiment.figure is not None:
         _draw(experiment.figure(rows), store, experiment.statement)

@@ -5,6 +5,8 @@ import errno
 import json
 import os
 import runpy
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -364,4 +366,14 @@ def test_launchers_are_recognised(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", lambda **where: asked.append(where))
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     assert join(None, None, None) == Share(0, 1, joined=True)  # jax.distributed finds out who and where
-    assert asked == [{"initialization_timeout": launch.JOIN_SECONDS}]
+    assert asked == [{"initialization_timeout": 2 * launch.JOIN_SECONDS}]
+
+
+def test_a_process_that_waits_in_vain_ends_with_one_line(rounding, tmp_path):
+    given = [str(rounding), "--out", str(tmp_path / "out"), "--coordinator", "127.0.0.1:1", "--processes", "2"]
+    program = "import sys; from spectral_theorem import cli, launch; launch.JOIN_SECONDS = 2; sys.exit(cli.main())"
+    command = [sys.executable, "-c", program, "sweep", *given, "--process", "1"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert ended.returncode == 2
+    said = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
+    assert len(said) == 1 and "no meeting of all processes within 2 s" in said[0] and not (tmp_path / "out").exists()
