@@ -35,7 +35,7 @@ docs: $(VENV)/.made-docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict $(ARGS)
 
 parity: $(VENV)/.made-parity
-	SPECTRAL_THEOREM_REQUIRE_PARITY=1 $(VENV)/bin/python -m pytest tests/parity $(ARGS)
+	SPECTRAL_THEOREM_REQUIRE_PARITY=1 $(PYTEST) tests/parity $(ARGS)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

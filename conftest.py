@@ -13,7 +13,7 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Batched LAPACK calls that run at once hold one worker thread each while they wait for others: have more threads
 # than `verify` has such calls, or it may wait for ever.
-os.environ.setdefault("PJRT_NPROC", str(max(16, os.cpu_count() or 1)))
+os.environ.setdefault("PJRT_NPROC", str(max(16 * min(os.cpu_count() or 1, 4), os.cpu_count() or 1)))
 # A suite compiles much and runs little: this compiles four times as fast. An empty XLA_FLAGS tests what users run.
 os.environ.setdefault(
     "XLA_FLAGS",

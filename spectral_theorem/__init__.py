@@ -8,9 +8,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 # Batched LAPACK calls that run at once hold one worker thread each while they wait for others; on a machine with two
-# cores XLA's CPU client may then wait for ever. More threads than `verify` has such calls prevent it. Read once, when
-# the client starts; no JAX setting is touched, and a value that is already there stays.
-SPARE_THREADS = str(max(16, os.cpu_count() or 1))
+# cores XLA's CPU client may then wait for ever. More threads than `verify` has such calls prevent it, for as many
+# calls as `verify_batches` keeps in flight. Read once, when the client starts; no JAX setting is touched, and a value
+# that is already there stays.
+SPARE_THREADS = str(max(16 * min(os.cpu_count() or 1, 4), os.cpu_count() or 1))
 os.environ.setdefault("PJRT_NPROC", SPARE_THREADS)
 
 __version__ = "0.1.0"
@@ -41,18 +42,75 @@ _HOME = {
     "lyapunov_exponents": "regimes",
     "verify": "verification",
     "verify_many": "verification",
+    "verify_batches": "manychains",
+    "stream": "deep",
+    "certify": "certification",
     "frobenius_norm": "trace",
     "compare_scopes": "scopes",
+    "spectrum": "observables",
+    "effective_rank": "observables",
+    "participation_ratio": "observables",
+    "spectral_slope": "observables",
+    "kirchhoff_index": "observables",
+    "kirchhoff_scale_free": "observables",
+    "observe": "observables",
+    "pooled": "pooling",
+    "pooled_change": "pooling",
 }
-_MODULES = ("audio", "coupling", "datasets", "ensembles", "scoring", "stress", "testing", "whisper")
+_MODULES = (
+    "association",
+    "audio",
+    "behaviour",
+    "coupling",
+    "datasets",
+    "divergence",
+    "ensembles",
+    "resampling",
+    "scoring",
+    "statistics",
+    "stress",
+    "study",
+    "tables",
+    "testing",
+    "whisper",
+)
 
 if TYPE_CHECKING:
-    from . import audio, coupling, datasets, ensembles, scoring, stress, testing, whisper
+    from . import (
+        association,
+        audio,
+        behaviour,
+        coupling,
+        datasets,
+        divergence,
+        ensembles,
+        resampling,
+        scoring,
+        statistics,
+        stress,
+        study,
+        tables,
+        testing,
+        whisper,
+    )
     from .bounds import residual_bounds
+    from .certification import certify
     from .coherence import coherence_direction
     from .conditions import check_conditions
+    from .deep import stream
     from .linearization import OperatorChain, linearize, operators
+    from .manychains import verify_batches
+    from .observables import (
+        effective_rank,
+        kirchhoff_index,
+        kirchhoff_scale_free,
+        observe,
+        participation_ratio,
+        spectral_slope,
+        spectrum,
+    )
     from .path import context_jacobian, dominant_path
+    from .pooling import pooled, pooled_change
     from .profile import depth_profile
     from .regimes import classify, lyapunov_exponents, phase
     from .scopes import compare_scopes

@@ -28,7 +28,7 @@ from .path import (
     signed_rows,
     spine,
 )
-from .scaled import log_of, meet, norm, scaled
+from .scaled import Scaled, log_of, meet, norm, scaled
 from .types import Triplets, container
 
 
@@ -65,7 +65,7 @@ class Bounds:
         return jnp.exp(getattr(self, f"log_{name}"))
 
 
-def upper_alignment(triplets: Triplets) -> tuple[Any, Any]:
+def upper_alignment(triplets: Any) -> tuple[Any, Any]:
     """Return the upper ends of |kappa| and s, (L-1,) each, over the interval of the coupling angle.
 
     Where a triplet is unresolved the computed basis itself is meant, so no interval is added:
@@ -168,26 +168,31 @@ def row_exact(s: Spine) -> dict[str, Any]:
 
     The row along v is exact; a recursion bounds the rest.
     """
-    deflate = lambda v, x: x - jnp.outer(v, v @ x)
-
-    def step(state: Any, layer: Any) -> tuple[Any, Any]:
-        w, g, sigma, u_before, v, kappa_before, tail_before, tail = layer
-        (jacobian, psi, row, beta), g, log = meet(state, scaled(g))
-        # across v: what the layer before sent along its own u is known exactly, the rest through beta
-        beta = tail_before * beta + norm(deflate(v, jnp.outer(u_before, row) + g))
-        seen, incoming = v @ jacobian, v @ g
-        exact = sigma * norm(seen - kappa_before * psi)
-        psi, row = sigma * (kappa_before * psi + incoming), sigma * (seen + incoming)
-        upper = norm(jnp.stack([exact, tail * beta]))
-        after = scaled((w @ (jacobian + g), psi, row, beta), log)
-        return after, {"row_exact": log_of(upper) + log, "row_exact_lower": log_of(exact) + log}
-
     kappas = jnp.concatenate([jnp.zeros((1,), s.sigma.dtype), s.kappa])
     tails = s.sigma * s.xi
     layers = (s.propagators, s.sources, s.sigma, previous(s.u), s.v, kappas, previous(tails), tails)
-    zero, empty = jnp.zeros((), s.sigma.dtype), jnp.zeros_like(s.sources[0, 0])
-    start = scaled((jnp.zeros_like(s.sources[0]), empty, empty, zero))
-    return jax.lax.scan(step, start, layers)[1]
+    return jax.lax.scan(row_exact_step, row_exact_start(s.sources[0]), layers)[1]
+
+
+def row_exact_start(source: Any) -> Scaled:
+    """Return the state before the first layer: J without its last injection, Psi, the row j and beta."""
+    empty = jnp.zeros_like(source[0])
+    return scaled((jnp.zeros_like(source), empty, empty, jnp.zeros((), source.dtype)))
+
+
+def row_exact_step(state: Scaled, layer: Any) -> tuple[Scaled, dict[str, Any]]:
+    """Pass one layer: W, the injection before it, sigma, u before it, v, kappa before it, sigma xi before and now."""
+    deflate = lambda v, x: x - jnp.outer(v, v @ x)
+    w, g, sigma, u_before, v, kappa_before, tail_before, tail = layer
+    (jacobian, psi, row, beta), g, log = meet(state, scaled(g))
+    # across v: what the layer before sent along its own u is known exactly, the rest through beta
+    beta = tail_before * beta + norm(deflate(v, jnp.outer(u_before, row) + g))
+    seen, incoming = v @ jacobian, v @ g
+    exact = sigma * norm(seen - kappa_before * psi)
+    psi, row = sigma * (kappa_before * psi + incoming), sigma * (seen + incoming)
+    upper = norm(jnp.stack([exact, tail * beta]))
+    after = scaled((w @ (jacobian + g), psi, row, beta), log)
+    return after, {"row_exact": log_of(upper) + log, "row_exact_lower": log_of(exact) + log}
 
 
 def _top_k(s: Spine, triplets: Triplets, first: int, path: DominantPath) -> dict[str, Any]:
@@ -261,14 +266,14 @@ def _propagator_norms(triplets: Triplets, factors: Factors) -> Any:
     sigma, xi = triplets.sigma[:, 0], triplets.xi
     gains = reverse_cumsum(log_of(sigma))
     transfer = 0.5 * jnp.logaddexp(2 * factors.carried, 2 * factors.across)
-    first, later = _log_growth(triplets)
+    first, later = log_growth(triplets)
     nothing = jnp.zeros((1,), xi.dtype)
     # the weight of the layer a product starts at is free: 1 is best, and makes two-layer products exact
     sharp = jnp.concatenate([first + jnp.concatenate([reverse_cumsum(later), nothing])[1:], nothing])
     return gains + jnp.minimum(0.0, jnp.minimum(transfer, sharp))
 
 
-def _log_growth(triplets: Triplets) -> tuple[Any, Any]:
+def log_growth(triplets: Any) -> tuple[Any, Any]:
     r"""Return log mu_j of the sharp growth bound, (L-1,) each: at the start of a product, and inside it.
 
     The angle's error is added to mu itself: |d mu / d phi| <= 1, and the matrix is not monotone in phi.

@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from . import certification
+from .balls import flint
 from .chainfile import load_chain, save_chain
 from .console import Outcome, exit_code, verdicts, verification_text, working
 from .ensembles import planted
@@ -42,6 +44,8 @@ def run(
     out: Path | None = None,
     require: str | None = None,
     claim: str | None = None,
+    certify: bool = False,
+    certify_all: bool = False,
     thresholds: Mapping[str, float] | None = None,
     seed: int = 0,
     dtype: str = "float64",
@@ -55,6 +59,7 @@ def run(
     out : run folder to write; None writes nothing.
     require : "conditions" makes the exit code 1 unless all conditions hold.
     claim : "module:function" of a claim of the user's own, as `testing.check_claim` takes it.
+    certify : settle what is within its allowance by ball arithmetic; `certify_all` all other statements too.
     thresholds : by name, those that override the file's and the library's.
     seed, dtype, numbers : of the planted chain, as `ensembles.planted` takes them.
 
@@ -81,6 +86,8 @@ def run(
     (0, 'HOLDS')
     """
     own = _imported(claim) if claim else None
+    if certify or certify_all:
+        flint()
     if file is None:
         cases = [_plant(seed=seed, dtype=dtype, **numbers)]
     else:
@@ -90,10 +97,12 @@ def run(
     chains, found, texts = {}, {}, []
     for case, limit in zip(cases, limits, strict=True):
         with working(f"verifying {case.name}"):
-            chain = _verified(case, limit, profiled=folder is not None)
+            chain, proofs = _verified(
+                case, limit, profiled=folder is not None, certified=certify or certify_all, everything=certify_all
+            )
         chains[case.name], found[case.name] = chain, verdicts(chain)
         shape = f"L={case.chain.depth}, D={case.chain.width}, C={case.chain.context_size}, {case.chain.dtype}"
-        lines = [verification_text(chain, title=f"{case.origin}: {shape}")]
+        lines = [verification_text(chain, title=f"{case.origin}: {shape}"), proofs]
         if claim and own:
             held, says = _judged(claim, own, case.chain)
             found[case.name][claim] = "HOLDS" if held else "VIOLATED"
@@ -101,7 +110,13 @@ def run(
         texts.append("\n\n".join(filter(None, [*lines, _compared(case, found[case.name])])))
     record = {
         "verb": "verify",
-        "config": {"file": file, "claim": claim, "thresholds": thresholds or {}, **({} if file else numbers)},
+        "config": {
+            "file": file,
+            "claim": claim,
+            "thresholds": thresholds or {},
+            **({"certify": "all" if certify_all else "in doubt"} if certify or certify_all else {}),
+        }
+        | ({} if file else numbers),
         "seeds": [] if file else [seed],
         "dtype": str(cases[0].chain.dtype),
         "verdicts": found,
@@ -115,13 +130,19 @@ def run(
     return Outcome("\n\n".join(texts), json_ready(record)[0], code)
 
 
-def _verified(case: Case, limit: Thresholds, *, profiled: bool) -> dict[str, Any]:
+def _verified(
+    case: Case, limit: Thresholds, *, profiled: bool, certified: bool, everything: bool
+) -> tuple[dict[str, Any], str]:
+    """Return the verification as plain values, and what ball arithmetic adds in words."""
     found = verify(case.chain, limit)
     # on the host at once: taking JAX arrays apart number by number compiles a program per length
-    chain = jax.device_get(found).to_dict() | {"title": case.origin}
+    chain, proofs = jax.device_get(found).to_dict() | {"title": case.origin}, ""
     if profiled:
         chain["profile"] = depth_profile(case.chain, found.triplets).to_dict(case.chain.depth)
-    return chain
+    if certified:
+        results = certification.certify(case.chain, limit, found=found, everything=everything)
+        chain, proofs = certification.settle(chain, results), certification.certified_text(results)
+    return chain, proofs
 
 
 def _imported(claim: str) -> Callable[[LayerChain], Any]:

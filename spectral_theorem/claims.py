@@ -244,6 +244,12 @@ class ClaimTable:
         return [(name, self[name]) for name in CLAIMS]
 
 
+def too_loose(spec: ClaimSpec, t: Thresholds) -> bool:
+    """Say whether thresholds are looser than the theorem's own where a claim rests on them: they imply nothing then."""
+    loose = {"stability": min(t.gain, t.cumulative_gain) < 1, "coherence": t.coherence < math.sqrt(0.5) - 1e-12}
+    return any(loose.get(name, False) for name in spec.needs)
+
+
 def evaluate(e: Evidence) -> ClaimTable:
     """Turn the two sides of every claim into slack, tolerance and verdict, all claims at once."""
     dtype, length = e.chain.dtype, e.chain.depth
@@ -286,10 +292,7 @@ def evaluate(e: Evidence) -> ClaimTable:
     lost = lost | ~jnp.stack(
         [jnp.asarray(True if spec.applies is None else spec.applies(e)) for spec in CLAIMS.values()]
     )
-    # thresholds looser than the theorem's own imply nothing
-    t = e.thresholds
-    loose = {"stability": min(t.gain, t.cumulative_gain) < 1, "coherence": t.coherence < math.sqrt(0.5) - 1e-12}
-    lost = lost | np.asarray([any(loose.get(name, False) for name in spec.needs) for spec in CLAIMS.values()])
+    lost = lost | np.asarray([too_loose(spec, e.thresholds) for spec in CLAIMS.values()])
     code = jnp.where(lost, Verdict.NOT_APPLICABLE, jnp.where(unknown, Verdict.UNDECIDED, code))
     reason = jnp.where(lost | unknown, Reason.NEEDS_CONDITION, reason)
     absent = ~np.asarray(present)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import tyro
 
 from . import SPARE_THREADS, __version__, carried
-from .verbs import PLANTED, RUNS, Bench, Demo, Measure, Verb, Verify
+from .verbs import PLANTED, RUNS, Bench, Compare, Demo, Measure, Sweep, Verb, Verify
 
 if TYPE_CHECKING:
     from .console import Outcome
@@ -180,9 +180,15 @@ def _run(verb: Verb) -> "Outcome":
         options["thresholds"] = {name: value for name, value in chosen.items() if value is not None}
     if isinstance(verb, Verify | Demo) or options.get("quick"):
         _prefer_quick_compilation()
-    if not isinstance(verb, Verify | Demo | Measure | Bench) and os.environ.get("PJRT_NPROC") == SPARE_THREADS:
+    if (
+        not isinstance(verb, Verify | Demo | Measure | Compare | Bench | Sweep)
+        and os.environ.get("PJRT_NPROC") == SPARE_THREADS
+    ):
         # Spare threads serve decompositions only; where there are none, they cost a quarter of the encoder's time.
         os.environ["PJRT_NPROC"] = str(os.cpu_count() or 1)
+    if isinstance(verb, Sweep) and os.environ.get("PJRT_NPROC") == SPARE_THREADS:
+        # every device may have that many decompositions waiting for others
+        os.environ["PJRT_NPROC"] = str(int(SPARE_THREADS) * max(verb.devices or 1, 1))
     if "dtype" in options:
         import jax
 

@@ -56,6 +56,7 @@ class Clip:
     name : unique in its data set; the file's name if absent.
     more : recordings that follow the first.
     gap : silence between two of them, in seconds.
+    cluster : clips of one cluster share recordings and do not count as independent; empty if it is not known.
 
     Examples
     --------
@@ -70,6 +71,7 @@ class Clip:
     name: str = ""
     more: tuple[Path | str | HubSound, ...] = ()
     gap: int | float = 0.0
+    cluster: str = ""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -189,6 +191,51 @@ def digit_strings(clips: Iterable[Clip], *, length: int, gap: int | float = 0.1,
     >>> [clip.transcript for clip in digit_strings(takes, length=3)]
     ['one two seven']
     """
+    strings = [_joined(group, gap) for group in _groups(clips, length, seed)]
+    return Dataset(tuple(strings), "digit strings")
+
+
+def digit_clusters(
+    clips: Iterable[Clip], *, length: int = 5, orders: int = 5, gap: int | float = 0.1, seed: int = 0
+) -> Dataset:
+    """Join recordings of single digits to strings, each group of recordings in several orders.
+
+    Parameters
+    ----------
+    clips, length, gap, seed : as in `digit_strings`.
+    orders : strings of each group, at most `length`: the group turned by one digit more each time, so that every
+        recording stands at every place equally often when there are as many orders as digits.
+
+    Returns
+    -------
+    Dataset
+        Strings of one group follow each other and share their `cluster`; each recording is in one cluster only.
+
+    Raises
+    ------
+    InputError
+        As `digit_strings`, or when there are more orders than digits.
+
+    Examples
+    --------
+    >>> takes = [Clip(f"{digit}_eve.wav", digit, "eve") for digit in ("two", "7", "one", "six")]
+    >>> [(clip.transcript, clip.cluster) for clip in digit_clusters(takes, length=2, orders=2)]
+    [('one two', 'eve 1'), ('two one', 'eve 1'), ('seven six', 'eve 2'), ('six seven', 'eve 2')]
+    """
+    if not 1 <= orders <= length:
+        refuse(f"{orders} orders of {length} digits", f"1 to {length}", f"orders={length}")
+    strings, seen = [], {}
+    for group in _groups(clips, length, seed):
+        who = group[0].speaker
+        seen[who] = seen.get(who, 0) + 1
+        for turn in range(orders):
+            joined = _joined([*group[turn:], *group[:turn]], gap)
+            strings.append(dataclasses.replace(joined, cluster=f"{who} {seen[who]}"))
+    return Dataset(tuple(strings), "digit strings in several orders")
+
+
+def _groups(clips: Iterable[Clip], length: int, seed: int) -> list[list[Clip]]:
+    """Draw groups of single digits, each of one speaker and each recording in one group only."""
     if length < 1:
         refuse(f"strings of {length} digits", "at least 1", "length=5")
     by_speaker: dict[str, list[Clip]] = {}
@@ -198,15 +245,15 @@ def digit_strings(clips: Iterable[Clip], *, length: int, gap: int | float = 0.1,
             if not clip.speaker:
                 refuse(f"{clip.name}, a digit of an unknown speaker", "speakers of all digits", "a speaker column")
             by_speaker.setdefault(clip.speaker, []).append(dataclasses.replace(clip, transcript=said))
-    strings = []
+    strings: list[list[Clip]] = []
     for index, speaker in enumerate(sorted(by_speaker)):
         takes = by_speaker[speaker]
         order = np.random.default_rng([seed, index]).permutation(len(takes))
         for start in range(0, len(takes) - length + 1, length):
-            strings.append(_joined([takes[i] for i in order[start : start + length]], gap))
+            strings.append([takes[i] for i in order[start : start + length]])
     if not strings:
         refuse("no speaker with enough digits", f"{length} recordings of single digits by one", "a smaller length")
-    return Dataset(tuple(strings), "digit strings")
+    return strings
 
 
 def _joined(parts: Sequence[Clip], gap: int | float) -> Clip:

@@ -6,6 +6,7 @@ minimum-norm-point problem. It is solved by an active-set method (Wolfe's) whose
 QR least-squares solve on rows, never a Cholesky factor of their (often singular) Gram matrix.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -117,10 +118,12 @@ def _nearest_point(points: Any, present: Any) -> Any:
     dtype = points.dtype
     eps = float(jnp.finfo(dtype).eps)
 
-    def affine_minimiser(slot: Any, used: Any) -> Any:
+    def system(slot: Any, used: Any) -> Any:
         columns = jnp.concatenate([points[slot].T, jnp.ones((1, m), dtype)], axis=0) * used
-        system = jnp.concatenate([columns, jnp.diag(1.0 - used)], axis=0)  # idle slots: private unit columns
-        q, r = jnp.linalg.qr(system)
+        return jnp.concatenate([columns, jnp.diag(1.0 - used)], axis=0)  # idle slots: private unit columns
+
+    def affine_minimiser(slot: Any, used: Any) -> Any:
+        q, r = jnp.linalg.qr(system(slot, used))
         w = jax.scipy.linalg.solve_triangular(r, q[dim]) * used
         return w / jnp.sum(w)
 
@@ -155,6 +158,14 @@ def _nearest_point(points: Any, present: Any) -> Any:
     slot = jnp.zeros((m,), jnp.int32).at[0].set(start.astype(jnp.int32))
     one = jnp.zeros((m,), dtype).at[0].set(1.0)
     state = (slot, one, one, jnp.asarray(0), ~jnp.any(present))
+    if n == m:
+        # most rows are active as a rule: where they are independent, start from all instead of adding one by one
+        r = jnp.linalg.qr(system(jnp.arange(n), present.astype(dtype)), mode="r")
+        sizes = jnp.abs(jnp.diagonal(r))
+        independent = jnp.any(present) & (jnp.min(sizes) > math.sqrt(eps) * jnp.max(sizes))
+        share = present / jnp.maximum(jnp.sum(present), 1).astype(dtype)
+        everyone = (jnp.arange(n, dtype=jnp.int32), present.astype(dtype), share, state[3], state[4])
+        state = jax.tree.map(lambda a, b: jnp.where(independent, a, b), everyone, state)
     limit = 20 * (m + 5)
     slot, used, w, _, _ = jax.lax.while_loop(lambda s: ~s[4] & (s[3] < limit), advance, state)
     return jnp.zeros((n,), dtype).at[slot].add(w * used) * present

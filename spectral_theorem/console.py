@@ -285,7 +285,8 @@ def _regime(chain: Mapping[str, Any]) -> str:
         for name in ("dispersion_margin", "cone_margin", "log_contraction", "log_cone_growth")
     )
     exponents = regime["lyapunov"]
-    leading = f"leading Lyapunov exponents {', '.join(map(number, exponents[:3]))} nats per layer" if exponents else ""
+    what = "mean growth of the product's norm" if regime.get("lyapunov_by") == "norm" else "leading Lyapunov exponents"
+    leading = f"{what} {', '.join(map(number, exponents[:3]))} nats per layer" if exponents else ""
     return "\n".join(
         line
         for line in (

@@ -12,10 +12,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
-from .clips import Clip, Dataset, HubSound, digit_strings
+from .clips import Clip, Dataset, HubSound, digit_clusters, digit_strings
 from .types import refuse
 
-__all__ = ["Clip", "Dataset", "HubSound", "digit_strings", "find", "read_hub", "read_librispeech", "read_manifest"]
+__all__ = [
+    "Clip",
+    "Dataset",
+    "HubSound",
+    "digit_clusters",
+    "digit_strings",
+    "find",
+    "read_hub",
+    "read_librispeech",
+    "read_manifest",
+]
 
 MANIFEST = "manifest.csv"
 LIBRISPEECH_LICENCE = "CC-BY-4.0"
@@ -87,7 +97,8 @@ def read_manifest(folder: str | Path) -> Dataset:
     Parameters
     ----------
     folder : holds manifest.csv, UTF-8, with columns path (relative to the folder) and transcript
-        (may be empty), optionally speaker and licence; others are ignored.
+        (may be empty), optionally speaker, licence and cluster (clips that share recordings or are
+        otherwise not independent); others are ignored.
 
     Returns
     -------
@@ -126,6 +137,7 @@ def read_manifest(folder: str | Path) -> Dataset:
             row.get("speaker", ""),
             row.get("licence", ""),
             name=row["path"],
+            cluster=row.get("cluster", ""),
         )
         if clip.name in clips:
             refuse(f"{clip.name!r} again in {file}, line {line}", "every path once", f"removing line {line}")

@@ -93,7 +93,7 @@ def _pass(state: Any, entries: Any, layer: Any) -> Any:
     moved = (
         _deviate(along, k, s, x),
         _deviate(across, k, s, x),
-        _whole(carried, k, s, x),
+        whole(carried, k, s, x),
         (steps + x * s * path, k * path),
     )
     return jax.tree.map(lambda a, b: jnp.where(entries < number, a, b), moved, state)
@@ -117,8 +117,8 @@ def _deviate(state: Any, k: Any, s: Any, x: Any) -> Any:
     return m_next * shrink, p_next * shrink, q_next * shrink, n_next * shrink, log + size
 
 
-def _whole(state: Any, k: Any, s: Any, x: Any) -> Any:
-    """One layer of the propagator form: no path is set apart, and the whole never grows."""
+def whole(state: Any, k: Any, s: Any, x: Any) -> Any:
+    """Pass one layer in the propagator form, (p, q, n, log): no path is set apart, and the whole never grows."""
     p, q, n, log = state
     p_next = jnp.minimum(k * p + s * q, n)
     q_next = x * jnp.minimum(s * p + q, n)

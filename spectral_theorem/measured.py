@@ -25,7 +25,7 @@ from .stepwise import GROUP, measure_steps
 from .storage import json_ready, write_atomically
 from .tokenwise import Granularity
 from .types import InputError, refuse
-from .whisper import WhisperModel, load
+from .whisper import WhisperModel, load, model_digest
 from .whisper.contexts import Context, read_basis
 
 KEPT_BYTES = 64e6  # a larger chain is not kept beside the record; measuring again gives it back
@@ -174,15 +174,6 @@ def run(
         texts.append(f"written to {folder.path}: {', '.join(sorted(p.name for p in folder.path.iterdir()))}")
     code = exit_code(list(chains.values()), require=require)
     return Outcome("\n\n".join(texts), json_ready(record)[0], code or (3 if failed else 0))
-
-
-def model_digest(model: WhisperModel) -> str:
-    """Return a digest of a model's weights, whatever file they came from."""
-    found = hashlib.blake2b(digest_size=16)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model.parameters):
-        found.update(jax.tree_util.keystr(path).encode())
-        found.update(np.ascontiguousarray(leaf).view(np.uint8).data)
-    return found.hexdigest()
 
 
 def _digest(*parts: Any) -> str:

@@ -283,18 +283,23 @@ def previous(x: Any) -> Any:
 
 def residual_by_depth(s: Spine) -> tuple[Scaled, Any]:
     """Run R' = W R + E (u Psi^T + G), Psi' = sigma (kappa Psi + G^T v); return R_L and log ||R_l||_F (n,)."""
-
-    def step(state: Scaled, layer: Any) -> tuple[Scaled, Any]:
-        w, g, sigma, u, v, u_before, kappa_before = layer
-        (residual, psi), g, log = meet(state, scaled(g))
-        row = kappa_before * psi + v @ g
-        path = jnp.outer(u_before, psi) + g
-        rest = w @ path - sigma * jnp.outer(u, row)
-        residual = w @ residual + rest
-        return scaled((residual, sigma * row), log), log_of(norm(residual)) + log
-
     kappas = jnp.concatenate([jnp.zeros((1,), s.sigma.dtype), s.kappa])
     layers = (s.propagators, s.sources, s.sigma, s.u, s.v, previous(s.u), kappas)
-    start = scaled((jnp.zeros_like(s.sources[0]), jnp.zeros_like(s.sources[0, 0])))
-    last, sizes = jax.lax.scan(step, start, layers)
+    last, sizes = jax.lax.scan(residual_step, residual_start(s.sources[0]), layers)
     return Scaled(value=last.value[0], log=last.log), sizes
+
+
+def residual_start(source: Any) -> Scaled:
+    """Return R and Psi before the first layer."""
+    return scaled((jnp.zeros_like(source), jnp.zeros_like(source[0])))
+
+
+def residual_step(state: Scaled, layer: Any) -> tuple[Scaled, Any]:
+    """Pass one layer: its W, the injection before it, sigma, u, v, u before it, kappa before it."""
+    w, g, sigma, u, v, u_before, kappa_before = layer
+    (residual, psi), g, log = meet(state, scaled(g))
+    row = kappa_before * psi + v @ g
+    path = jnp.outer(u_before, psi) + g
+    rest = w @ path - sigma * jnp.outer(u, row)
+    residual = w @ residual + rest
+    return scaled((residual, sigma * row), log), log_of(norm(residual)) + log

@@ -25,6 +25,16 @@ if TYPE_CHECKING:
 SCHEMA = 1
 SUMMARY = "summary.json"
 TABLE = "table"
+RESULTS = (
+    f"{TABLE}/part-*.parquet",
+    "clips/*.json",
+    "cells/*.npz",
+    "study.json",
+    "tables/*",
+    "suspicious.csv",
+    "*.npz",
+    "report.html",
+)
 LAYER_QUANTITIES = {
     "sigma1": ("sigma_error", "1"),
     "sigma2": ("sigma2_error", "1"),
@@ -119,9 +129,9 @@ class RunFolder:
             return
         self.begun = True
         marker = {"schema": SCHEMA, "run_id": self.run_id, "status": "running", "written": _now()}
-        self._write_json(marker)
-        results = () if self.continues else (f"{TABLE}/part-*.parquet", "clips/*.json", "*.npz", "report.html")
-        for pattern in (".*.tmp", f"{TABLE}/.*.tmp", *results):
+        write_atomically(self.path / SUMMARY, lambda file: file.write(_text(marker)))
+        results = () if self.continues else RESULTS
+        for pattern in (".*.tmp", f"{TABLE}/.*.tmp", "cells/.*.tmp", *results):
             for stale in self.path.glob(pattern):
                 stale.unlink()
 
@@ -139,12 +149,8 @@ class RunFolder:
             The file.
         """
         self.begin()
-        head = {"schema": SCHEMA, "run_id": self.run_id, "status": "done", "written": _now(), **environment()}
-        clash = sorted(head.keys() & content.keys())
-        if clash:
-            raise ValueError(f"the run folder itself writes {clash}")
-        ready, nulls = json_ready(content)
-        return self._write_json({**head, **ready, "nulls": nulls})
+        text = summary_text(self.run_id, content)
+        return write_atomically(self.path / SUMMARY, lambda file: file.write(text))
 
     def write_table(self, rows: Iterable[Mapping[str, Any]], *, part: str = "all") -> Path:
         """Write rows of the long table as one Parquet part.
@@ -184,9 +190,32 @@ class RunFolder:
             folder / f"part-{part}.parquet", lambda file: pyarrow.parquet.write_table(table, file, compression="zstd")
         )
 
-    def _write_json(self, content: Mapping[str, Any]) -> Path:
-        text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-        return write_atomically(self.path / SUMMARY, lambda file: file.write(text.encode()))
+
+def summary_text(run_id: str, content: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a `summary.json` of a run that is done.
+
+    Parameters
+    ----------
+    run_id : of the run.
+    content : config, seeds, dtype, verdicts and whatever else the run has to say; the schema version, run_id,
+        versions, device, platform and commit are added.
+
+    Raises
+    ------
+    ValueError
+        When `content` has a key that is added here.
+
+    Examples
+    --------
+    >>> json.loads(summary_text("0123456789ab", {"verb": "sweep"}))["status"]
+    'done'
+    """
+    head = {"schema": SCHEMA, "run_id": run_id, "status": "done", "written": _now(), **environment()}
+    clash = sorted(head.keys() & content.keys())
+    if clash:
+        raise ValueError(f"the run folder itself writes {clash}")
+    ready, nulls = json_ready(content)
+    return _text({**head, **ready, "nulls": nulls})
 
 
 def verification_rows(chain: Mapping[str, Any], **labels: Any) -> list[dict[str, Any]]:
@@ -357,6 +386,10 @@ def _cell(value: Any, kind: str) -> Any:
     if kind == "int32":
         return int(value)
     return value.name if isinstance(value, enum.Enum) else str(value)
+
+
+def _text(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
 def _why(problem: BaseException) -> str:

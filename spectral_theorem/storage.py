@@ -68,7 +68,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
     Notes
     -----
     A hidden temporary name in the same folder, fsync, then a rename: a process killed at any moment
-    leaves the old file, the new file, or a hidden leftover that no reader looks at.
+    leaves the old file, the new file, or a hidden leftover that no reader looks at. The name is random too:
+    processes on two hosts may have one number and one folder.
 
     Examples
     --------
@@ -77,7 +78,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
     ...     write_atomically(Path(folder) / "a.txt", lambda file: file.write(b"whole")).read_text()
     'whole'
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)

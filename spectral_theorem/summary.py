@@ -102,6 +102,7 @@ def to_plain(v: Any) -> dict[str, Any]:
             "caught": int(np.sum(r.caught)),
             "injections": int(r.caught.shape[0]),
             "lyapunov": [_plain(x) for x in r.lyapunov],
+            "lyapunov_by": "norm" if r.lyapunov.shape[0] == 1 < v.path.u.shape[-1] else "qr",
         },
         "layers": [layer(i) for i in range(depth)],
         "thresholds": dataclasses.asdict(v.thresholds),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .audio import HOP, SAMPLE_RATE
+from .configs import typed
 from .corpus import Augmentation
 from .scoring import DIGITS
 from .types import refuse
@@ -165,31 +166,9 @@ def as_config(described: Mapping[str, Any], source: Path) -> TrainConfig:
     extra = described.get("augmentation", {})
     if not isinstance(extra, Mapping):
         refuse(f"augmentation={extra!r} in {source}", "a table [augmentation]", "[augmentation]")
-    augmentation = Augmentation(**_typed(extra, Augmentation, source))
-    return TrainConfig(**_typed(own, TrainConfig, source), augmentation=augmentation)
-
-
-def _typed(described: Mapping[str, Any], kind: Any, path: Path) -> dict[str, Any]:
-    """Return the entries as the fields of a dataclass want them."""
-    fields = {field.name: field for field in dataclasses.fields(kind) if field.name != "augmentation"}
-    values = {}
-    for name, value in described.items():
-        if name not in fields:
-            refuse(f"the key {name!r} in {path}", f"one of {', '.join(fields)}", f"{path} without it")
-        default = fields[name].default
-        if isinstance(default, tuple):
-            fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
-            value = tuple(value) if fits else value
-        elif isinstance(default, float):
-            fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-            value = float(value) if fits else value
-        else:
-            fits = type(value) is type(default)
-        if not fits:
-            example = json.dumps(list(default) if isinstance(default, tuple) else default)
-            refuse(f"{name}={value!r} in {path}", f"a {type(default).__name__}", f"{name} = {example}")
-        values[name] = value
-    return values
+    augmentation = Augmentation(**typed(extra, Augmentation, source))
+    names = (field.name for field in dataclasses.fields(TrainConfig) if field.name != "augmentation")
+    return TrainConfig(**typed(own, TrainConfig, source, known=names), augmentation=augmentation)
 
 
 def checkpoint_steps(steps: int) -> tuple[int, ...]:

@@ -80,6 +80,10 @@ class Verify:
     """Exit with 1 unless all four conditions hold."""
     claim: Annotated[str | None, arg(metavar="MODULE:FUNCTION", help_behavior_hint="")] = None
     """A claim of your own to check on the chain as well, as `testing.check_claim` takes it."""
+    certify: bool = False
+    """Settle what is within its rounding allowance by ball arithmetic: HOLDS and VIOLATED are then proofs."""
+    certify_all: bool = False
+    """The same for every statement that applies, in doubt or not."""
     thresholds: ThresholdOptions = ThresholdOptions()
 
 
@@ -235,14 +239,137 @@ class Bench:
     """Print one JSON object instead of text."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Run an experiment file over a grid or a random design of its config, on all devices; resumable."""
+
+    experiment: Positional[Annotated[Path, arg(metavar="EXPERIMENT")]]
+    """Experiment file, such as experiments/synthetic/phase_diagram.py."""
+    out: Annotated[str | None, arg(metavar="FOLDER|URI", help_behavior_hint="(default: nothing is written)")] = None
+    """Results: a folder, or a URI that pyarrow opens. One that holds the same sweep, unfinished, is gone on with."""
+    config: Annotated[Path | None, arg(metavar="FILE.toml", help_behavior_hint="(default: the experiment's own)")] = (
+        None
+    )
+    """Design in TOML: fields, and tables [grid] or [random]."""
+    set: UseAppendAction[Annotated[tuple[str, ...], arg(metavar="NAME=VALUES")]] = ()
+    """Axis of the design: values with commas between, or low:high:count, or low:high:count:log."""
+    random: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the whole grid)")] = None
+    """Draw this many cells from the axes."""
+    seed: int = 0
+    """Seed of what is drawn."""
+    shard: Annotated[str | None, arg(metavar="I/N", help_behavior_hint="(default: all)")] = None
+    """Take one share of N, counted from 0, as the jobs of an array do."""
+    coordinator: Annotated[
+        str | None, arg(metavar="HOST:PORT|auto", help_behavior_hint="(default: as the launcher of a cluster says)")
+    ] = None
+    """Share the work with other processes, which meet here."""
+    processes: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(with --coordinator)")] = None
+    """How many processes there are."""
+    process: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(with --coordinator)")] = None
+    """Which of them this is, from 0."""
+    devices: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")] = None
+    """Devices of this process to use; on a CPU, so many are made."""
+    batch: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 64)")] = None
+    """Cells on a device at once."""
+    dtype: Dtype = "float64"
+    """Precision of every number."""
+    dry_run: bool = False
+    """Say how many cells, how much memory and how long, and compute nothing else."""
+    compact: bool = False
+    """Join the shards into one file at the end."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensitivity:
+    """Measure λ, κ, σ₁ and ξ across layers, steps, clips and stress, and say what they are worth."""
+
+    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+    """Folder or file of a checkpoint, its name on the Hub, or "carried" for the one that the package brings."""
+    clean: UseAppendAction[Annotated[tuple[Path, ...], arg(metavar="FOLDER")]]
+    """Recordings as they are, with a manifest.csv or without; may be given several times."""
+    out: Annotated[Path, arg(metavar="RUN")]
+    """Run folder to write; the same command goes on with one that was stopped."""
+    stress: str = "noise=0"
+    """Recipes, separated by commas, such as noise=10,noise=0,hell."""
+    talkers: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: no babble can be made)")] = None
+    """Recordings whose speakers babble."""
+    nonspeech: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None
+    """Recordings in which nobody speaks: measured as they are, and mixed in by recipes."""
+    only: Annotated[str | None, arg(metavar="PATTERN", help_behavior_hint="(default: all)")] = None
+    """Take the clips in whose name this regular expression is found."""
+    digits: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: clips as they are)")] = None
+    """Join recordings of single digits to strings of so many."""
+    orders: int = 1
+    """With --digits: orders in which each group of digits is joined; together they are a cluster."""
+    steps: str = "16"
+    """Generated tokens of every clip: so many evenly spaced, a list such as 0,2,5-7, or all."""
+    detailed: int = 20
+    """Clips for nulls, ablations and perturbations, clean and under the last recipe; 0 leaves these out."""
+    limit: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")] = None
+    """How many clips at most, taken evenly from all."""
+    seed: int = 0
+    """Seed of every random number."""
+    dtype: Dtype = "float64"
+    """Precision of model and measurement."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+    offline: bool = False
+    """Do not ask the Hub: MODEL is a path, or a name in the local cache."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Compare clean recordings with stressed ones, and among these the hallucinated with the survived."""
+
+    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+    """Folder or file of a checkpoint, its name on the Hub, or "carried" for the one that the package brings."""
+    clean: UseAppendAction[Annotated[tuple[Path, ...], arg(metavar="FOLDER")]]
+    """Recordings as they are, with a manifest.csv or without; may be given several times."""
+    stress: Annotated[str | None, arg(metavar="SPEC", help_behavior_hint="(default: noise=0)")] = None
+    """Recipe that makes the stressed recordings, such as hell."""
+    stressed: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: they are made)")] = None
+    """Stressed recordings that were made elsewhere, of the same file names; of other names, nothing is paired."""
+    talkers: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: no babble can be made)")] = None
+    """Recordings whose speakers babble."""
+    nonspeech: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: none)")] = None
+    """Recordings in which nobody speaks: measured as they are, and mixed in by recipes."""
+    only: Annotated[str | None, arg(metavar="PATTERN", help_behavior_hint="(default: all)")] = None
+    """Take the clips in whose name this regular expression is found."""
+    digits: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: clips as they are)")] = None
+    """Join recordings of single digits to strings of so many."""
+    orders: int = 5
+    """With --digits: orders in which each group of digits is joined; together they are a cluster."""
+    limit: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")] = None
+    """How many clips at most, taken evenly from all."""
+    steps: str = "16"
+    """Generated tokens of every clip: so many evenly spaced, a list such as 0,2,5-7, or all."""
+    modes: str = "10,50"
+    """Windows: the first so many eigenvalues. The first window is judged."""
+    seed: int = 0
+    """Seed of every random number."""
+    dtype: Dtype = "float32"
+    """Precision of model and measurement."""
+    out: Out = None
+    """Run folder to write; the same command goes on with one that was stopped."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+    offline: bool = False
+    """Do not ask the Hub: MODEL is a path, or a name in the local cache."""
+
+
 Verb = (
     Annotated[Verify, subcommand("verify", prefix_name=False)]
     | Annotated[Demo, subcommand("demo", prefix_name=False)]
     | Annotated[Measure, subcommand("measure", prefix_name=False)]
     | Annotated[Stress, subcommand("stress", prefix_name=False)]
     | Annotated[Transcribe, subcommand("transcribe", prefix_name=False)]
+    | Annotated[Compare, subcommand("compare", prefix_name=False)]
+    | Annotated[Sensitivity, subcommand("sensitivity", prefix_name=False)]
     | Annotated[Train, subcommand("train", prefix_name=False)]
     | Annotated[Bench, subcommand("bench", prefix_name=False)]
+    | Annotated[Sweep, subcommand("sweep", prefix_name=False)]
     | Annotated[Models, subcommand("models", prefix_name=False)]
 )
 
@@ -252,7 +379,10 @@ RUNS = {
     Measure: ("measured", "run"),
     Transcribe: ("transcription", "transcribe"),
     Stress: ("stressed", "run"),
+    Compare: ("compared", "run"),
+    Sensitivity: ("sensitivity", "run"),
     Train: ("train", "run"),
     Bench: ("bench", "run"),
+    Sweep: ("sweeps", "run"),
     Models: ("models", "run"),
 }

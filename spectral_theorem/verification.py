@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from .bounds import Bounds, residual_bounds
+from .chaingains import log_products
 from .claims import CLAIMS, ClaimTable, Evidence, evaluate
 from .coherence import Coherence, coherence_direction
 from .conditions import Conditions, check_conditions
 from .path import DominantPath, Spine, dense, dominant_path, signed_rows, spine
 from .regimes import RegimeReport, classify
-from .scaled import Scaled, log_norm, log_of, norm, scaled
+from .scaled import Scaled, log_norm, norm, scaled
 from .summary import to_plain
 from .triplets import decompose
 from .types import Thresholds, Triplets, Verdict, container, refuse, tolerance
@@ -139,7 +140,7 @@ def _verify_many(chains: Any, thresholds: Thresholds, batch_size: int) -> Verifi
 def _verify(chain: Any, thresholds: Thresholds) -> Verification:
     triplets = decompose(chain)
     path = dominant_path(chain, triplets)
-    return judge(chain, triplets, path, thresholds, log_products=_log_products(chain))
+    return judge(chain, triplets, path, thresholds, log_products=log_products(chain))
 
 
 def judge(
@@ -205,20 +206,6 @@ def judge(
         coherence_solution=coherence,
         thresholds=thresholds,
     )
-
-
-def _log_products(chain: Any) -> Any:
-    """Return log ||W_L...W_l||_2 for l = 1..L."""
-
-    def back(product: Scaled, w: Any) -> tuple[Scaled, Any]:
-        product = scaled(product.value @ w, product.log)
-        return product, product
-
-    eye = scaled(jnp.eye(chain.width, dtype=chain.dtype))
-    _, products = jax.lax.scan(back, eye, chain.propagators, reverse=True)
-    # all values in one batched call: inside the scan LAPACK would be entered layer by layer with a fresh workspace
-    largest = jnp.linalg.svd(products.value, compute_uv=False)[:, 0]
-    return log_of(largest) + products.log
 
 
 def _cone_output(s: Spine) -> Scaled:

@@ -160,7 +160,9 @@ def regime_in_words(chain: Mapping[str, Any]) -> list[str]:
         *([f"The two differ: {DIFFERENCES[certified, naive]}."] if certified != naive else []),
     ]
     if exponents := [number(value) for value in regime["lyapunov"][:3]]:
-        lines.append(f"Leading finite-time Lyapunov exponents: {', '.join(exponents)} nats per layer.")
+        by_norm = regime.get("lyapunov_by") == "norm"
+        what = "Mean growth of the product's norm" if by_norm else "Leading finite-time Lyapunov exponents"
+        lines.append(f"{what}: {', '.join(exponents)} nats per layer.")
     return lines
 
 

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spectral_theorem.chaingains import log_products
 from spectral_theorem.claims import CLAIMS, Evidence, evaluate
 from spectral_theorem.path import spine
 from spectral_theorem.scaled import norm
 from spectral_theorem.types import Verdict, tolerance
-from spectral_theorem.verification import _cone_output, _log_products
+from spectral_theorem.verification import _cone_output
 
 
 @jax.jit
@@ -26,7 +27,7 @@ def _table(chains: Any, found: Any, changed: Any) -> Any:
             **changed["parts"],
             conditions=v.conditions,
             thresholds=v.thresholds,
-            log_products=_log_products(chain) + changed["log_products"],
+            log_products=log_products(chain) + changed["log_products"],
             cone_output=cone.value / norm(cone.value),
             log_cone_output=cone.log + jnp.log(norm(cone.value)),
             allowance=jnp.asarray(tolerance(chain), chain.dtype),

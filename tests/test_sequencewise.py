@@ -74,8 +74,6 @@ def assert_close(exact, found, atol=1e-9):
     [
         (3, 5, "block"),
         pytest.param(3, 5, "sub-block", marks=pytest.mark.slow),
-        pytest.param(2, 3, "block", marks=pytest.mark.slow),
-        pytest.param(1, 2, "block", marks=pytest.mark.slow),
         pytest.param(1, 2, "sub-block", marks=pytest.mark.slow),
     ],
 )

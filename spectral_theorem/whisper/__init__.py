@@ -17,7 +17,7 @@ from .injection import (
     injection_rows,
 )
 from .jacobians import token_jacobians
-from .model import WhisperModel
+from .model import WhisperModel, model_digest
 from .options import FALLBACK, DecodingOptions
 from .parallel import clip_mesh
 from .passes import DecoderPass, EncoderPass, Record, decoder_pass, encoder_pass
@@ -64,6 +64,7 @@ __all__ = [
     "injection_rows",
     "language_probabilities",
     "load",
+    "model_digest",
     "random_model",
     "save",
     "sequence_layers",

@@ -5,9 +5,11 @@ Modules hold parameters under the names of the published checkpoints; what they 
 """
 
 import functools
+import hashlib
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -163,3 +165,12 @@ class WhisperModel(nnx.Module):
     ) -> Float[Array, "*batch n vocabulary"]:
         """Return the logits of a token sequence given a log-mel window."""
         return self.logits(tokens, self.encode(mel))
+
+
+def model_digest(model: WhisperModel) -> str:
+    """Return a digest of a model's weights, whatever file they came from."""
+    found = hashlib.blake2b(digest_size=16)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model.parameters):
+        found.update(jax.tree_util.keystr(path).encode())
+        found.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    return found.hexdigest()

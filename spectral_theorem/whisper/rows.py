@@ -64,12 +64,24 @@ def _from_heads(f: TokenFactors, vectors: Any, numbers: Any, part: Part) -> Floa
 
 def push_row(f: TokenFactors, other: TokenFactors, row: Row, part: Part = "block") -> Float[Array, "T b width"]:
     """Return G x for x a row of another layer (or of the same) at the same tokens."""
+    return push_rows(f, [(other, row)], part)
+
+
+def push_rows(
+    f: TokenFactors, rows: Sequence[tuple[TokenFactors, Row]], part: Part = "block"
+) -> Float[Array, "T b width"]:
+    """Return G x for x a sum of rows, each of a layer of its own, at the same tokens."""
+    met = [_met(f, other, row) for other, row in rows]
+    return _from_heads(f, sum(vectors for vectors, _ in met), sum(numbers for _, numbers in met), part)
+
+
+def _met(f: TokenFactors, other: TokenFactors, row: Row) -> tuple[Any, Any]:
+    """Return what the heads of one layer meet in a row of another: vectors (T, b, H, D) and numbers (T, b, H, F)."""
     weights, keys = _sum("tgf,thf->tgh", f.weights, other.weights), _sum("tgd,thd->tgh", f.key, other.key)
     crossed = _sum("tbhd,tgd->tbgh", row.vectors, f.key)  # k_g . w_h
     numbers = _sum("tbgh,thf->tbgf", crossed, other.weights) + _sum("tgh,tbhf->tbgf", keys, row.numbers)
     met = _sum("tgf,tbhf->tbgh", f.weights, row.numbers)  # p_g . a_h
-    vectors = _sum("tgh,tbhd->tbgd", weights, row.vectors) + _sum("tbgh,thd->tbgd", met, other.key)
-    return _from_heads(f, vectors, numbers, part)
+    return _sum("tgh,tbhd->tbgd", weights, row.vectors) + _sum("tbgh,thd->tbgd", met, other.key), numbers
 
 
 def injection_gramian(f: TokenFactors, y: Float[Array, "T b width"], part: Part = "block") -> Float[Array, "T b width"]:

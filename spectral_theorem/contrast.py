@@ -1,0 +1,112 @@
+"""Change one thing, clip by clip: what every variant of a measurement does to its headline numbers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .sections import Columns, as_cells, mean_of, rows_where
+from .statistics import Change, change_of, corrected
+from .tables import Column, Table
+
+# quantity → how it is written, and its unit
+QUANTITIES: Mapping[str, tuple[str, str]] = {
+    "lam": ("λ", "nats/layer"),
+    "kappa_abs": ("|κ|", "1"),
+    "sigma1": ("σ₁", "1"),
+    "xi": ("ξ", "1"),
+    "growth": ("log‖W_L…W_1‖", "nats"),
+    "unexplained": ("log‖W_L…W_1‖ beyond the dominant path", "nats"),
+}
+
+
+def differences(columns: Columns, quantity: str, variant: str, base: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return variant minus base of one quantity, per clip and condition, and the clusters.
+
+    Parameters
+    ----------
+    columns : `clip`, `cluster`, `condition`, `variant`, and the quantity; several rows of one variant are averaged.
+
+    Returns
+    -------
+    (n,) finite differences, and (n,) labels
+
+    Examples
+    --------
+    >>> columns = {"clip": np.asarray(["a", "a"]), "cluster": np.asarray(["a", "a"]), "condition": np.asarray(["", ""]),
+    ...            "variant": np.asarray(["plain", "other"]), "lam": np.asarray([1.0, 3.0])}
+    >>> differences(columns, "lam", "other", "plain")[0].tolist()
+    [2.0]
+    """
+    sides = []
+    for name in (variant, base):
+        rows, cells = rows_where(columns, variant=name), {}
+        for clip, condition, cluster, value in zip(
+            rows["clip"], rows["condition"], rows["cluster"], rows[quantity], strict=True
+        ):
+            cells.setdefault((str(clip), str(condition), str(cluster)), []).append(float(value))
+        sides.append({key: float(np.mean(values)) for key, values in cells.items()})
+    keys = [key for key in sides[0] if key in sides[1] and np.isfinite(sides[0][key] - sides[1][key])]
+    found = np.asarray([sides[0][key] - sides[1][key] for key in keys], float)
+    return found, np.asarray([cluster for _, _, cluster in keys])
+
+
+def contrasts(
+    columns: Columns, base: str, variants: Sequence[str], quantities: Sequence[str], *, seed: int = 0
+) -> dict[tuple[str, str], Change]:
+    """Judge every variant against the base, quantity by quantity.
+
+    Parameters
+    ----------
+    columns : as in `differences`.
+
+    Returns
+    -------
+    dict
+        (variant, quantity) to the `Change`; pairs that no clip has are left out.
+    """
+    found = {}
+    for variant in variants:
+        for quantity in quantities:
+            if quantity not in columns:
+                continue
+            values, clusters = differences(columns, quantity, variant, base)
+            if values.size:
+                found[variant, quantity] = change_of(values, clusters=clusters, seed=seed)
+    return found
+
+
+def contrast_table(
+    columns: Columns,
+    found: Mapping[tuple[str, str], Change],
+    base: str,
+    *,
+    name: str,
+    number: int,
+    caption: str,
+    seed: int = 0,
+) -> Table:
+    """Lay out variants beside the base: value, change with its interval, corrected p.
+
+    Parameters
+    ----------
+    columns, found, base : of `contrasts`. name, number, caption : of the table; the caption is completed.
+    """
+    p = dict(zip(found, corrected([change.p for change in found.values()], "holm"), strict=True)) if found else {}
+    quantities = list(dict.fromkeys(quantity for _, quantity in found))
+    rows: list[tuple[Any, ...]] = []
+    value = lambda variant, quantity: mean_of(
+        *(rows_where(columns, variant=variant)[name] for name in (quantity, "cluster")), seed=seed
+    )
+    for quantity in quantities:
+        words, unit = QUANTITIES[quantity]
+        label = f"{words} ({unit})" if unit != "1" else words
+        rows.append((label, base, *as_cells(value(base, quantity)), *[None] * 5))
+        for variant in dict.fromkeys(v for v, q in found if q == quantity):
+            change = found[variant, quantity]
+            judged = (*as_cells(change), float(p[variant, quantity]), change.n)
+            rows.append((label, variant, *as_cells(value(variant, quantity)), *judged))
+    headings = ("low", "high", "change", "change low", "change high", "p (Holm)", "clusters")
+    note = "Intervals of 95 % by bootstrap over clips; changes are paired by clip."
+    columns_ = (Column("quantity"), Column("variant"), Column("value"), *map(Column, headings))
+    return Table(name, number, f"{caption} {note}", columns_, tuple(rows))

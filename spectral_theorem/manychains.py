@@ -1,0 +1,143 @@
+"""Many chains in flat memory: made, verified and forgotten batch by batch, all processor cores at work."""
+
+import collections
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .types import Thresholds, refuse
+from .verification import Verification, verify
+
+_CALLS = 16  # LAPACK calls of one `verify` that may wait for one another, each on a thread of XLA's
+_FIELDS = ("log_residual_norm", "log_psi_norm", "log_identity_error", "log_scale")
+
+
+def scalars(found: Verification) -> dict[str, Any]:
+    """Return the verdicts as codes, and the scalars that tables and figures are made of.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import spectral_theorem as st
+    >>> sorted(scalars(st.verify(st.ensembles.gaussian(jax.random.key(0), layers=3, width=2, context=2))))[:4]
+    ['claims', 'conditions', 'largest_exponent', 'log_identity_error']
+    """
+    return {
+        "conditions": found.conditions.code.astype(jnp.int8),
+        "claims": found.claims.code.astype(jnp.int8),
+        "regime": found.regime.code.astype(jnp.int8),
+        "naive": found.regime.naive_code.astype(jnp.int8),
+        "largest_exponent": found.regime.lyapunov[0],
+        **{name: getattr(found.path, name) for name in _FIELDS},
+        **{name: x for name, x in vars(found.bounds).items() if x.ndim == 0},
+    }
+
+
+def verify_batches(
+    make: Callable[[Any], Any],
+    keys: Any,
+    *,
+    keep: Callable[[Verification], Any] = scalars,
+    thresholds: Thresholds | None = None,
+    at_once: int = 2,
+    batch: int = 16,
+    workers: int | None = None,
+) -> Iterator[Any]:
+    """Make and verify chains batch by batch, and keep what `keep` says of each.
+
+    Parameters
+    ----------
+    make : traceable function from a key to a LayerChain of one shape; a `jax.tree_util.Partial` may carry arrays, so
+        that chains that exist are read by their number.
+    keys : (N, ...) array: PRNG keys, numbers, or anything else that `make` takes one of.
+    keep : traceable function from a Verification to arrays. Default: `scalars`.
+    thresholds : as in `verify`.
+    at_once : chains computed side by side; few, so that they stay in the processor's cache. On a GPU take many.
+    batch : chains per call; what is kept of them is yielded together.
+    workers : calls in flight. Default: one per processor core, as far as XLA has threads for their LAPACK calls.
+
+    Yields
+    ------
+    What `keep` returns, as NumPy arrays with an axis of up to `batch` chains in front, in the order of `keys`.
+
+    Raises
+    ------
+    InputError
+        On no keys, or numbers below 1.
+
+    Notes
+    -----
+    Every chain is a function of its key, so the answers do not depend on `batch` or `workers`. Memory: what `workers`
+    calls need, whatever N is. XLA runs the matrices of one LAPACK call side by side, and little else; calls in flight
+    fill the gaps. A call may hold 16 of XLA's threads (PJRT_NPROC, read when JAX starts) in waiting, and with fewer
+    two could wait for each other for ever; `workers` is therefore at most a sixteenth of them.
+
+    Examples
+    --------
+    >>> import jax
+    >>> import spectral_theorem as st
+    >>> make = lambda key: st.ensembles.gaussian(key, layers=3, width=2, context=2)
+    >>> found = list(verify_batches(make, jax.random.split(jax.random.key(0), 5), batch=4))
+    >>> [len(part["regime"]) for part in found]
+    [4, 1]
+    """
+    count = len(keys)
+    for name, value in {
+        "keys": count,
+        "at_once": at_once,
+        "batch": batch,
+        "workers": 1 if workers is None else workers,
+    }.items():
+        if not isinstance(value, int) or value < 1:
+            refuse(f"{name}={value!r}" if name != "keys" else "no keys", f"{name} >= 1", f"{name}=16")
+    at_once = min(at_once, batch)
+    batch += -batch % at_once
+    traced = make if isinstance(make, jax.tree_util.Partial) else jax.tree_util.Partial(make)
+    thresholds = Thresholds() if thresholds is None else thresholds
+
+    def run(start: int) -> Any:
+        stop = min(start + batch, count)
+        some = keys[np.minimum(np.arange(start, start + batch), count - 1)]  # the last batch repeats its last key
+        found = _several(traced, some, keep, thresholds, at_once)
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[: stop - start], found)
+
+    return _in_order(run, range(0, count, batch), _most_workers() if workers is None else min(workers, _most_workers()))
+
+
+def _most_workers() -> int:
+    """Return how many calls may be in flight; a GPU has its own queue."""
+    if jax.default_backend() != "cpu":
+        return 1
+    cores = os.cpu_count() or 1
+    threads = os.environ.get("PJRT_NPROC", "")
+    return max(1, min(cores, (int(threads) if threads.isdigit() else cores) // _CALLS))
+
+
+def _in_order(run: Callable[[int], Any], starts: range, workers: int) -> Iterator[Any]:
+    """Yield results in order, with no more than one beyond those in flight waiting to be taken."""
+    if workers == 1:
+        yield from map(run, starts)
+        return
+    waiting: collections.deque[Future[Any]] = collections.deque()
+    left = iter(starts)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting.extend(pool.submit(run, start) for start in itertools.islice(left, workers + 1))
+        while waiting:
+            done = waiting.popleft().result()
+            waiting.extend(pool.submit(run, start) for start in itertools.islice(left, 1))
+            yield done
+
+
+@functools.partial(jax.jit, static_argnames=("keep", "thresholds", "at_once"))
+def _several(make: Any, keys: Any, keep: Callable[..., Any], thresholds: Thresholds, at_once: int) -> Any:
+    one = jax.vmap(lambda key: keep(verify(make(key), thresholds)))
+    rounds = keys.reshape(-1, at_once, *keys.shape[1:])
+    found = jax.lax.map(one, rounds)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
