@@ -248,6 +248,48 @@ class BallChain:
             terms.append(self.gains[k] * (along * frobenius(self.rows[k]) + across * off))
         return total(terms)
 
+    def damped(self) -> Any:
+        """Return the damped bound: components apart, and what growth leaves of a deviation."""
+        ends = []
+        for k in range(self.length):
+            v = self.vectors(self.on_spine(k))[1]
+            sizes = frobenius(self.rows[k]), frobenius(self.sources[k] - v * self.rows[k].transpose())
+            reaches = [self._damped_reach(k, along=along) for along in (True, False)]
+            parts = [self.deviation(k, along=along) for along in (True, False)]
+            ends.append(
+                [
+                    self.gains[k]
+                    * total(x.min(y) * g for x, y, g in zip((a[i] for a in parts), reaches, sizes, strict=True))
+                    for i in range(3)
+                ]
+            )
+        path, bulk, whole = (total(end[i] for end in ends) for i in range(3))
+        return whole.min(hypot(path, bulk))
+
+    def _damped_reach(self, entry: int, *, along: bool) -> Any:
+        """Return what a unit that enters becomes, each deviation damped by the layers after it."""
+        if not along:
+            return self.xi(self.on_spine(entry)) * self._damping(entry)
+        reach, path = flint().arb(0), flint().arb(1)
+        for j in range(entry, self.length - 1):
+            kappa, s, _ = self.coupling(self.on_spine(j))
+            reach = reach + path * s * self.xi(self.on_spine(j + 1)) * self._damping(j + 1)
+            path = path * abs(kappa)
+        return reach
+
+    @functools.cache  # noqa: B019
+    def _damping(self, index: int) -> Any:
+        """Bound what the layers after one of the spine make of a unit across its u."""
+        one, layer = flint().arb(1), self.on_spine(index)
+        if index + 1 == self.length:
+            return one
+        ahead = self.xi(layer + 1)
+        weight = ahead if index + 2 < self.length else ahead * ahead
+        left = root(weight + (1 - weight) * self.coupling(layer)[1] ** 2)
+        for j in range(layer + 1, self.depth - 1):
+            left = left * self._growth(j, starts=False)
+        return left.min(one)
+
     @functools.cache  # noqa: B019
     def deviation(self, entry: int, *, along: bool) -> tuple[Any, Any, Any]:
         """Run the transfer recursion from one injection; return the final p, q, n."""

@@ -135,6 +135,7 @@ def _cone_angle(c: BallChain, _: Thresholds) -> Slacks:
 CLAIM_SLACKS: Mapping[str, Statement] = {
     "identity": _identity,
     "residual_transfer": _compare(_residual, lambda c: c.transfer()),
+    "residual_damped": _compare(_residual, lambda c: c.damped()),
     "transfer_telescoping": _compare(lambda c: c.transfer(), lambda c: c.telescoping()),
     "telescoping_paper": _compare(lambda c: c.telescoping(), lambda c: c.paper()),
     "row_exact_upper": _compare(_residual, lambda c: c.row_exact()[1]),

@@ -38,7 +38,8 @@ class Bounds:
 
     Attributes
     ----------
-    log_paper, log_telescoping, log_transfer : ()  upper bounds of :math:`\|R_\Sigma\|_F`, each sharper.
+    log_paper, log_telescoping, log_transfer, log_damped : ()
+        upper bounds of :math:`\|R_\Sigma\|_F`, each sharper.
     log_row_exact, log_row_exact_lower : ()  two-sided bound from one row of the chain.
     log_top_k, log_top_k_lower : ()  two-sided bound from the leading K triplets (harmless ties).
     log_psi_lower : ()  :math:`(\gamma/\sqrt2)\sum_k|A_{L,k}|\|G_k\|_F`, the paper's constants, needs H3.
@@ -50,6 +51,7 @@ class Bounds:
     log_paper: Float[Array, "*batch"]
     log_telescoping: Float[Array, "*batch"]
     log_transfer: Float[Array, "*batch"]
+    log_damped: Float[Array, "*batch"]
     log_row_exact: Float[Array, "*batch"]
     log_row_exact_lower: Float[Array, "*batch"]
     log_top_k: Float[Array, "*batch"]
@@ -82,10 +84,10 @@ def residual_bounds(
 ) -> Bounds:
     r"""Bound the residual of the rank-1 law, Psi, and the propagator products.
 
-    .. math:: \|R_\Sigma\|_F \le \mathrm{transfer} \le \mathrm{telescoping} \le \mathrm{paper},\qquad
-       \mathrm{row\_exact\_lower} \le \|R_\Sigma\|_F \le \mathrm{row\_exact}
+    .. math:: \|R_\Sigma\|_F \le \mathrm{damped} \le \mathrm{transfer} \le \mathrm{telescoping}
+       \le \mathrm{paper},\qquad \mathrm{row\_exact\_lower} \le \|R_\Sigma\|_F \le \mathrm{row\_exact}
 
-    **Claim** paper, telescoping, transfer, row_exact, top_k, propagator_norm, total_norm (upper bounds),
+    **Claim** paper, telescoping, transfer, damped, row_exact, top_k, propagator_norm, total_norm (upper bounds),
     row_exact_lower, top_k_lower, psi_lower, psi_lower_sharp (lower bounds).
 
     Parameters
@@ -132,7 +134,8 @@ def _residual_bounds(chain: Any, triplets: Triplets, path: DominantPath | None, 
         residual = dict.fromkeys((f.removeprefix("log_") for f in _RESIDUAL_FIELDS), nothing)
     else:
         first = first_layer(chain)
-        residual = _norm_bounds(s, Factors(*(x[first:] for x in factors))) | _top_k(s, triplets, first, path)
+        later = _damping(s, triplets, first)
+        residual = _norm_bounds(s, Factors(*(x[first:] for x in factors)), later) | _top_k(s, triplets, first, path)
         residual |= {name: each[-1] for name, each in row_exact(s).items()}
         residual |= _psi_bounds(s, coherence)
     return Bounds(
@@ -147,8 +150,36 @@ _RESIDUAL_FIELDS = tuple(
 )
 
 
-def _norm_bounds(s: Spine, factors: Factors) -> dict[str, Any]:
-    """Paper, telescoping and transfer bounds: from norms of injections and the scalars of layers only."""
+def _damping(s: Spine, triplets: Triplets, first: int) -> tuple[Any, Any]:
+    """Return logs of what a deviation becomes when growth damps it, (n,) each: of a unit along v, and across it.
+
+    A deviation that is made at a layer leaves it across u, and the products after it are bounded by `log_growth`.
+    """
+    kappa, misalignment = (x[first:] for x in upper_alignment(triplets))
+    xi, inside = s.xi, log_growth(triplets)[1][first:]
+    n = s.length
+    # the weight of the layer that follows, xi^2 where it is the last
+    weight = xi[1:] * jnp.where(jnp.arange(n - 1) == n - 2, xi[1:], 1.0)
+    enters = 0.5 * log_of(weight + (1 - weight) * misalignment**2)
+    after = jnp.concatenate([reverse_cumsum(inside), jnp.zeros((1,), xi.dtype)])[1:]
+    left = jnp.minimum(enters + after, 0.0)  # of a deviation made at layers 0..n-2 of the spine; of the last one all
+
+    def back(reach: Any, layer: Any) -> tuple[Any, Any]:
+        k, made = layer
+        high = jnp.maximum(k + reach, made)
+        unit = jnp.where(jnp.isneginf(high), 0.0, jax.lax.stop_gradient(high))
+        reach = log_of(jnp.exp(k + reach - unit) + jnp.exp(made - unit)) + unit
+        return reach, reach
+
+    whole = jnp.append(left, jnp.zeros((1,), xi.dtype))
+    made = log_of(misalignment) + log_of(xi[1:]) + whole[1:]
+    nothing = jnp.asarray(-jnp.inf, xi.dtype)
+    _, along = jax.lax.scan(back, nothing, (log_of(kappa), made), reverse=True)
+    return jnp.append(along, nothing), log_of(xi) + whole
+
+
+def _norm_bounds(s: Spine, factors: Factors, damping: tuple[Any, Any] | None = None) -> dict[str, Any]:
+    """Paper, telescoping, transfer and damped bounds: from norms of injections and the scalars of layers only."""
     rows = row_projections(s)
     on_path = norm(rows, axis=1)
     off = s.sources - s.v[:, :, None] * rows[:, None, :]
@@ -156,7 +187,15 @@ def _norm_bounds(s: Spine, factors: Factors) -> dict[str, Any]:
     size = norm(s.sources, axis=(1, 2))
     gains = log_gains(s)
     total = lambda log_terms: jax.nn.logsumexp(gains + log_terms)
+    least = lambda *logs: jnp.minimum(logs[0], logs[1])
+    later = (jnp.full_like(gains, jnp.inf),) * 2 if damping is None else damping
+    both = lambda a, b: total(
+        jnp.logaddexp(least(a, later[0]) + log_of(on_path), least(b, later[1]) + log_of(off_path))
+    )
+    apart = both(factors.along_path, factors.across_path), both(factors.along_bulk, factors.across_bulk)
     return {
+        # components along u_L and off it add up apart; each is at most the whole
+        "damped": least(both(factors.along, factors.across), 0.5 * jnp.logaddexp(2 * apart[0], 2 * apart[1])),
         "paper": total(log_of(reverse_cumsum(s.xi)) + log_of(size)),
         "telescoping": total(factors.telescoped + log_of(size)),
         "transfer": total(jnp.logaddexp(factors.along + log_of(on_path), factors.across + log_of(off_path))),

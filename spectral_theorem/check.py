@@ -11,8 +11,9 @@ from typing import Any
 
 import jax
 
-from . import certification
-from .balls import flint
+from . import certification, papers
+from .ballchain import BallChain
+from .balls import flint, precision
 from .chainfile import load_chain, save_chain
 from .console import Outcome, exit_code, verdicts, verification_text, working
 from .ensembles import planted
@@ -20,7 +21,8 @@ from .profile import depth_profile
 from .report import write_report
 from .runs import SUMMARY, RunFolder, read_summary, verification_rows
 from .storage import json_ready
-from .types import LayerChain, Thresholds, refuse
+from .triplets import decompose
+from .types import LayerChain, Thresholds, refuse, tolerance
 from .verification import verify
 
 # A verification holds about this many arrays of the chain's size at once.
@@ -85,7 +87,7 @@ def run(
     >>> found.exit_code, found.record["verdicts"]["planted"]["c2"]
     (0, 'HOLDS')
     """
-    own = _imported(claim) if claim else None
+    own = imported(claim) if claim else None
     if certify or certify_all:
         flint()
     if file is None:
@@ -107,6 +109,9 @@ def run(
             held, says = _judged(claim, own, case.chain)
             found[case.name][claim] = "HOLDS" if held else "VIOLATED"
             lines.append(f"claim {claim}: {found[case.name][claim]}{says}")
+        for name in case.recorded.keys() & papers.STATEMENTS.keys():
+            found[case.name][name] = _read_paper(name, case.chain, limit, proven=certify or certify_all)
+            lines.append(f"{name} ({papers.STATEMENTS[name].statement}): {found[case.name][name]}")
         texts.append("\n\n".join(filter(None, [*lines, _compared(case, found[case.name])])))
     record = {
         "verb": "verify",
@@ -145,7 +150,7 @@ def _verified(
     return chain, proofs
 
 
-def _imported(claim: str) -> Callable[[LayerChain], Any]:
+def imported(claim: str) -> Callable[[LayerChain], Any]:
     """Import what the user named, from the current folder too."""
     module, _, name = claim.partition(":")
     hint = "--claim mybounds:my_claim"
@@ -175,6 +180,14 @@ def _judged(claim: str, own: Callable[[LayerChain], Any], chain: LayerChain) -> 
             "return left, right",
         )
     return judged.holds, "" if judged.holds else f", {judged.says}"
+
+
+def _read_paper(name: str, chain: LayerChain, limit: Thresholds, *, proven: bool) -> str:
+    """Try one of the paper's readings, which a file names; they are built in, so that nothing is imported."""
+    if not proven:
+        return papers.judge(name, chain, decompose(chain), limit, tolerance(chain))[0].name
+    with precision(256):
+        return papers.prove(name, BallChain(chain.propagators, chain.injections, chain.initial), limit).name
 
 
 def _plant(*, seed: int, dtype: str, **numbers: Any) -> Case:

@@ -159,6 +159,7 @@ CLAIMS: Mapping[str, ClaimSpec] = {
     "residual_transfer": ClaimSpec(
         "||R_Sigma||_F <= transfer bound", "upper", _bound("log_residual_norm", "log_transfer")
     ),
+    "residual_damped": ClaimSpec("||R_Sigma||_F <= damped bound", "upper", _bound("log_residual_norm", "log_damped")),
     "transfer_telescoping": ClaimSpec(
         "transfer bound <= telescoping bound", "upper", _bound("log_transfer", "log_telescoping")
     ),

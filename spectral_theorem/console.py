@@ -19,7 +19,7 @@ MEANINGS = {
     "purity": "xi L / gamma at most the threshold",
 }
 SHOWN_LAYERS = 12
-BOUNDS = ("row_exact", "top_k", "transfer", "telescoping", "paper")
+BOUNDS = ("row_exact", "top_k", "damped", "transfer", "telescoping", "paper")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,7 +302,8 @@ def _bounds(chain: Mapping[str, Any]) -> str:
     truth, bounds = chain["path"]["log_residual_norm"], chain["bounds"]
     if truth is None:
         return ""
-    ratios = [f"{_spaced(name)} {_times(bounds[f'log_{name}'], truth)}" for name in BOUNDS]
+    known = [name for name in BOUNDS if f"log_{name}" in bounds]
+    ratios = [f"{_spaced(name)} {_times(bounds[f'log_{name}'], truth)}" for name in known]
     return f"residual norm exp({number(truth)}); bounds as multiples of it: {', '.join(ratios)}"
 
 

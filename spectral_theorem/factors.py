@@ -24,12 +24,17 @@ class Factors(NamedTuple):
     across : size of what enters across v_{k+1}; all of it is deviation.
     carried : size of what enters along v_{k+1}, path and deviation together.
     telescoped : the same deviation for both parts, with norms only and no cap.
+    along_path, along_bulk, across_path, across_bulk : both deviations by component, along the last u and off it.
     """
 
     along: Any
     across: Any
     carried: Any
     telescoped: Any
+    along_path: Any
+    along_bulk: Any
+    across_path: Any
+    across_bulk: Any
 
 
 def transfer_factors(xi: Any, kappa: Any, misalignment: Any) -> Factors:
@@ -101,8 +106,13 @@ def _pass(state: Any, entries: Any, layer: Any) -> Any:
 
 def _read(state: Any) -> Factors:
     along, across, carried, (steps, _) = state
+    components = [log_of(part[i]) + part[4] for part in (along, across) for i in (1, 2)]
     return Factors(
-        log_of(along[3]) + along[4], log_of(across[3]) + across[4], log_of(carried[2]) + carried[3], log_of(steps)
+        log_of(along[3]) + along[4],
+        log_of(across[3]) + across[4],
+        log_of(carried[2]) + carried[3],
+        log_of(steps),
+        *components,
     )
 
 

@@ -215,7 +215,7 @@ def _assemble(
     # w inside the span of u_perp is orthogonal to u to rounding, however small the random part is.
     w = jnp.einsum("lij,lj->li", u_perp[:-1], unit(aside), precision="highest")
     v = jnp.concatenate([unit(v1)[None], unit(kappa[:, None] * u[:-1] + s[:, None] * w)])
-    right = _turn(right, v)
+    right = turned(right, v)
 
     spectrum = jnp.concatenate([jnp.ones((L, 1), dtype), xi[:, None] * b], axis=1)
     scaled = left * (sigma[:, None] * spectrum)[:, None, :]
@@ -251,7 +251,7 @@ def haar_frames(gaussian: Any) -> Any:
     return q * jnp.where(diagonal < 0, -1.0, 1.0).astype(q.dtype)[..., None, :]
 
 
-def _turn(frames: Any, first: Any) -> Any:
+def turned(frames: Any, first: Any) -> Any:
     """Reflect frames (n, D, D) so that their first column becomes `first` (n, D), up to its sign, then set it."""
     q = frames[..., 0]
     # The reflection to the farther of +first and -first: |z| >= sqrt(2), so nothing cancels.

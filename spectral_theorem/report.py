@@ -347,6 +347,8 @@ def _bounds(chain: Mapping[str, Any]) -> dict[str, Any]:
         lines.append(f"‖Ψ‖ = {power(psi)}, so ‖R_Σ‖/‖Ψ‖ = {power(truth - psi)}.")
     rows = []
     for name, (words, kind) in BOUND_WORDS.items():
+        if f"log_{name}" not in bounds:
+            continue  # a run of an earlier version, which did not know it
         bound = bounds[f"log_{name}"]
         zero = "0" if kind == "lower" else "-"
         rows.append([words, kind, *(zero if bound is None else power(bound - unit) for unit in (scale, truth))])

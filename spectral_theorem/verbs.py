@@ -308,6 +308,34 @@ class Sweep:
 
 
 @dataclasses.dataclass(frozen=True)
+class Falsify:
+    """Try to break claims: gradient search from random chains, every find re-checked and kept for replay."""
+
+    claim: Annotated[str | None, arg(metavar="NAME|MODULE:FUNCTION", help_behavior_hint="(default: all)")] = None
+    """A built-in claim, "paper" for the paper's readings of rho, or a claim of your own."""
+    seconds: float = 60.0
+    """Budget of time."""
+    restarts: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: as time allows)")] = None
+    """Budget of random starts instead of time."""
+    layers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 5, paper 8)")] = None
+    """Number of layers L of the chains."""
+    width: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 3, paper 2)")] = None
+    """State size D."""
+    context: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: 2, paper 1)")] = None
+    """Context size C."""
+    seed: int = 0
+    """Seed of every random number."""
+    batch: int = 128
+    """Random starts side by side."""
+    steps: int = 64
+    """Gradient steps from each start."""
+    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: nothing is written)")] = None
+    """Folder for the record, finds and tightest chains; the same command goes on where it was stopped."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Sensitivity:
     """Measure λ, κ, σ₁ and ξ across layers, steps, clips and stress, and say what they are worth."""
 
@@ -398,6 +426,7 @@ Verb = (
     | Annotated[Sweep, subcommand("sweep", prefix_name=False)]
     | Annotated[Report, subcommand("report", prefix_name=False)]
     | Annotated[Diff, subcommand("diff", prefix_name=False)]
+    | Annotated[Falsify, subcommand("falsify", prefix_name=False)]
     | Annotated[Models, subcommand("models", prefix_name=False)]
 )
 
@@ -414,5 +443,6 @@ RUNS = {
     Sweep: ("sweeps", "run"),
     Report: ("redraw", "run"),
     Diff: ("differing", "run"),
+    Falsify: ("falsify", "run"),
     Models: ("models", "run"),
 }

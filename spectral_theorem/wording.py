@@ -43,6 +43,7 @@ BOUND_WORDS = {
     "paper": ("the paper's bound", "upper"),
     "telescoping": ("telescoping bound", "upper"),
     "transfer": ("transfer bound", "upper"),
+    "damped": ("damped bound", "upper"),
     "top_k": ("top-K bound", "upper"),
     "row_exact": ("row-exact bound", "upper"),
     "row_exact_lower": ("row-exact bound", "lower"),

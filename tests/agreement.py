@@ -17,12 +17,13 @@ BOUNDS = {
     "log_paper": lambda s: s.paper(),
     "log_telescoping": lambda s: s.telescoping(),
     "log_transfer": lambda s: s.transfer(),
+    "log_damped": lambda s: s.damped(),
     "log_row_exact": lambda s: s.row_exact()[1],
     "log_row_exact_lower": lambda s: s.row_exact()[0],
     "log_psi_lower": lambda s: s.psi_lower(),
     "log_psi_lower_sharp": lambda s: s.psi_lower_sharp(),
 }
-ORDER = ("residual", "log_transfer", "log_telescoping", "log_paper")
+ORDER = ("residual", "log_damped", "log_transfer", "log_telescoping", "log_paper")
 
 
 def stacks(chains: Any, triplets: Any) -> list[oracle.Stack]:

@@ -114,14 +114,44 @@ class Exactly:
             v = self.spine(self.v)[k]
             off = norm(self.G[k] - v * self.rows[k].T)
             for weight, state in ((norm(self.rows[k]), (1, 0, 0, 0)), (off, (0, 0, *[self.xi[self.first + k]] * 2))):
-                m, p, q, n = (mpf(x) for x in state)
-                for j in range(self.first + k, self.L - 1):
-                    a, s, x = abs(self.kappa[j]), self.s[j], self.xi[j + 1]
-                    pn, qn = min(a * p + s * q, n), x * (min(s * p + q, n) + m * s)
-                    n = min(mp.hypot(pn, qn), n + x * m * s)
-                    m, p, q = a * m, min(pn, n), min(qn, n)
-                bound += self.gains[k] * n * weight
+                bound += self.gains[k] * self.deviation(k, state)[2] * weight
         return bound
+
+    def damped(self):
+        xi, s, kappa = (self.spine(x) for x in (self.xi, self.s, self.kappa))
+        weight = [*xi[:-1], xi[-1] ** 2]
+
+        def after(i):
+            if i == self.n - 1:
+                return mpf(1)
+            left = mp.sqrt(weight[i + 1] + (1 - weight[i + 1]) * s[i] ** 2)
+            for j in range(i + 1, self.n - 1):
+                a, w = abs(kappa[j]), mp.sqrt(weight[j + 1])
+                left *= min(1, spectral(mp.matrix([[a, s[j] * mp.sqrt(xi[j])], [s[j] * w, -a * mp.sqrt(xi[j]) * w]])))
+            return min(left, 1)
+
+        ends = [mpf(0)] * 3
+        for k in range(self.n):
+            off = norm(self.G[k] - self.spine(self.v)[k] * self.rows[k].T)
+            reach, path = mpf(0), mpf(1)
+            for j in range(k, self.n - 1):
+                reach, path = reach + path * s[j] * xi[j + 1] * after(j + 1), path * abs(kappa[j])
+            parts = (
+                (self.deviation(k, (1, 0, 0, 0)), reach, norm(self.rows[k])),
+                (self.deviation(k, (0, 0, xi[k], xi[k])), xi[k] * after(k), off),
+            )
+            for i in range(3):
+                ends[i] += self.gains[k] * mp.fsum(min(d[i], most) * size for d, most, size in parts)
+        return min(ends[2], mp.hypot(ends[0], ends[1]))
+
+    def deviation(self, k, state):
+        m, p, q, n = (mpf(x) for x in state)
+        for j in range(self.first + k, self.L - 1):
+            a, s, x = abs(self.kappa[j]), self.s[j], self.xi[j + 1]
+            pn, qn = min(a * p + s * q, n), x * (min(s * p + q, n) + m * s)
+            n = min(mp.hypot(pn, qn), n + x * m * s)
+            m, p, q = a * m, min(pn, n), min(qn, n)
+        return p, q, n
 
     def telescoping(self):
         bound = mpf(0)
@@ -235,6 +265,7 @@ class Exactly:
         limit = [mpf(t.dispersion_constant) * mp.exp(-mpf(t.dispersion_rate) * (self.L - j)) for j in range(self.L)]
         found = {
             "residual_transfer": [transfer - self.residual],
+            "residual_damped": [self.damped() - self.residual],
             "transfer_telescoping": [telescoping - transfer],
             "telescoping_paper": [self.paper() - telescoping],
             "row_exact_upper": [high - self.residual],

@@ -158,14 +158,14 @@ class Stack:
             total += self.gain(k) * factor * norm(self.G[k])
         return total
 
-    def _deviation(self, k, m, p, q, n):
+    def _deviation(self, k, m, p, q, n, parts=False):
         for j in range(k + 1, self.L):
             kappa, s, xi = abs(self.kappa[j]), self.s[j], self.xi[j + 1]
             p2 = min(kappa * p + s * q, n)
             q2 = xi * (min(s * p + q, n) + m * s)
             n2 = min(math.hypot(p2, q2), n + xi * m * s)
             m, p, q, n = kappa * m, min(p2, n2), min(q2, n2), n2
-        return n
+        return (p, q, n) if parts else n
 
     def transfer(self):
         total = 0.0
@@ -175,6 +175,32 @@ class Stack:
             along = self._deviation(k, 1.0, 0.0, 0.0, 0.0) * norm(self.row(k))
             total += self.gain(k) * (along + self._deviation(k, 0.0, 0.0, xi, xi) * across)
         return total
+
+    def damped(self):
+        """Products after a deviation by the weighted norm, as docs/theory/bounds.md has it."""
+        weight = {l: self.xi[l] if l < self.L else self.xi[l] ** 2 for l in range(self.first + 1, self.L + 1)}
+
+        def mu(j):
+            k, s, root = abs(self.kappa[j]), self.s[j], math.sqrt
+            right = [s * root(self.xi[j]), -k * root(self.xi[j] * weight[j + 1])]
+            return min(1.0, spectral(np.array([[k, right[0]], [s * root(weight[j + 1]), right[1]]])))
+
+        def after(i):
+            if i == self.L:
+                return 1.0
+            enters = math.sqrt(weight[i + 1] + (1 - weight[i + 1]) * self.s[i] ** 2)
+            return min(1.0, enters * math.prod(mu(j) for j in range(i + 1, self.L)))
+
+        ends = np.zeros(3)
+        for k in self.sources:
+            xi, v = self.xi[k + 1], self.v[k + 1]
+            path = lambda i, k=k: math.prod(abs(self.kappa[j]) for j in range(k + 1, i - 1))
+            damped = sum(self.xi[i] * self.s[i - 1] * path(i) * after(i) for i in range(k + 2, self.L + 1))
+            along = np.minimum(self._deviation(k, 1.0, 0.0, 0.0, 0.0, parts=True), damped)
+            across = np.minimum(self._deviation(k, 0.0, 0.0, xi, xi, parts=True), xi * after(k + 1))
+            off = norm(self.G[k] - np.outer(v, v @ self.G[k]))
+            ends += self.gain(k) * (along * norm(self.row(k)) + across * off)
+        return min(ends[2], math.hypot(ends[0], ends[1]))
 
     def row_exact(self):
         """Return (lower, upper)."""
@@ -315,6 +341,7 @@ class Stack:
         }
         return products | {
             "residual_transfer": (size, self.transfer(), scale),
+            "residual_damped": (size, self.damped(), scale),
             "transfer_telescoping": (self.transfer(), self.telescoping(), scale),
             "telescoping_paper": (self.telescoping(), self.paper(), scale),
             "row_exact_upper": (size, row_upper, scale),

@@ -120,6 +120,7 @@ FALSE = [
     ("transfer_telescoping", "telescoping", "log_telescoping", 0.99),
     ("residual_transfer", "telescoping", "log_transfer", 0.99),
     ("residual_transfer", "transfer", "log_transfer", 0.99),
+    ("residual_damped", "transfer", "log_damped", 0.99),
     ("row_exact_upper", "late", "log_row_exact", 0.99),
     ("row_exact_upper", "one row", "log_row_exact", 0.99),
     ("row_exact_lower", "one row", "log_row_exact_lower", 1.01),
@@ -311,3 +312,16 @@ def generic():
     rng = np.random.default_rng(3)
     w = makers.any_scalars(rng, 1, 4, 3)
     return w, makers.injections(rng, w, 2, False)[0]
+
+
+# damped -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kappa", "xi", "sigma", "share"), [(0.5, 0.3, 1.3, 0.2013), (0.9, 0.3, 1.0, 0.7893)])
+def test_damped_is_below_transfer_by_what_the_page_says(kappa, xi, sigma, share):
+    sizes = {"layers": 32, "width": 3, "context": 2, "gamma": 0.5, "coherence": 0.9}
+    chain = st.ensembles.planted(jax.random.key(0), sigma=sigma, kappa=kappa, xi=xi, **sizes)
+    triplets = st.decompose(chain)
+    found = st.residual_bounds(chain, triplets)
+    assert float(jnp.exp(found.log_damped - found.log_transfer)) == pytest.approx(share, abs=2e-3)
+    assert st.dominant_path(chain, triplets).log_residual_norm < found.log_damped

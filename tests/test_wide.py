@@ -14,7 +14,15 @@ from spectral_theorem.products import cone_output, dense_products, identity_erro
 from spectral_theorem.types import InputError
 from spectral_theorem.wide import verify_wide
 
-ABOUT_RESIDUAL = {"residual_transfer", "row_exact_upper", "row_exact_lower", "top_k_upper", "top_k_lower", "c2"}
+ABOUT_RESIDUAL = {
+    "residual_transfer",
+    "residual_damped",
+    "row_exact_upper",
+    "row_exact_lower",
+    "top_k_upper",
+    "top_k_lower",
+    "c2",
+}
 
 
 def drawn(layers, width, context, *, silent=(), seed=0, dtype="float64"):

@@ -1,0 +1,233 @@
+"""The search finds what is false, spares what is true, and what it keeps can be replayed and gone on with."""
+
+import json
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from mutation import mutant
+
+import spectral_theorem as st
+from spectral_theorem import bounds, check, cli, factors, falsify, papers, targets
+from spectral_theorem.chainfile import load_chain
+from spectral_theorem.claims import CLAIMS
+from spectral_theorem.manifolds import HYPOTHESES, Family, build, draw
+from spectral_theorem.path import dominant_path, spine
+from spectral_theorem.search import climb
+from spectral_theorem.types import InputError, Verdict
+
+WHOLE = Family(4, 3, 2, keep=frozenset(HYPOTHESES))
+SHAPE = (7, 2, 1)
+PARTS = {
+    "gain": "gain",
+    "cumulative_gain": "cumulative_gain",
+    "alignment": "alignment",
+    "projection": "projection",
+    "signs": "sign_consistency",
+    "directionality": "sign_consistency",
+    "purity": "purity",
+}
+
+
+def many(family, count=24):
+    """Build chains of a family, and decompose them by the package's own route."""
+
+    @jax.jit
+    def made(keys):
+        chains, triplets = jax.vmap(lambda k: build(draw(k, family), family))(keys)
+        return chains, triplets
+
+    return made(jax.random.split(jax.random.key(3), count))
+
+
+@jax.jit
+def conditions(chains):
+    one = lambda c: st.check_conditions(c, st.decompose(c))
+    return jax.lax.map(one, chains)
+
+
+def test_families_know_their_triplets():
+    chains, triplets = many(Family(4, 3, 2))
+    found = jax.vmap(st.decompose)(chains)
+    np.testing.assert_allclose(triplets.sigma, found.sigma, rtol=1e-12)
+    resolved = np.asarray(found.resolved[:, :-1] & found.resolved[:, 1:])
+    np.testing.assert_allclose(np.abs(triplets.kappa)[resolved], np.abs(found.kappa)[resolved], atol=1e-9)
+    np.testing.assert_allclose(np.linalg.norm(chains.injections[:, -1]), 0)
+
+
+@pytest.mark.parametrize("dropped", ["nothing", "gain", "directionality"])
+def test_families_keep_what_they_promise_and_nothing_else(dropped):
+    chains, _ = many(Family(4, 3, 2, keep=frozenset(HYPOTHESES) - {dropped}))
+    found = conditions(chains)
+    for name, part in PARTS.items():
+        held = np.asarray([v is Verdict.HOLDS for v in found[part].verdict])
+        related = {dropped} | ({"directionality", "signs"} if dropped in ("directionality", "signs") else set())
+        if name not in related and not (dropped == "gain" and name == "cumulative_gain"):
+            assert held.all(), name
+        elif name == dropped:
+            assert not held.all(), name
+
+
+@pytest.mark.parametrize(("field", "value"), [("layers", 1), ("width", 1), ("context", 0)])
+def test_shapes_that_no_family_has_are_refused(field, value):
+    with pytest.raises(InputError, match=field):
+        Family(**{field: value})
+
+
+def transfer_target(module, shrink):
+    """||R|| <= transfer, and transfer <= telescoping, by the factors of a given module, in their own scale."""
+
+    def score(chain, triplets):
+        s, path = spine(chain, triplets), dominant_path(chain, triplets)
+        found = module.transfer_factors(triplets.xi[1:], *(x[1:] for x in bounds.upper_alignment(triplets)))
+        found = bounds._norm_bounds(s, factors.Factors(*found))
+        left = jnp.stack([path.log_residual_norm, found["transfer"]]) - path.log_scale
+        right = jnp.stack([found["transfer"] + jnp.log1p(-shrink), found["telescoping"]]) - path.log_scale
+        low, high = jnp.exp(left), jnp.exp(right)
+        ratio = jnp.log(low + 1e-9) - jnp.log(high + 1e-9)
+        return targets.Score(ratio, jnp.ones((2,), bool), ratio, (low - high) / 1e-12)
+
+    return targets.Target(("residual", "order"), score)
+
+
+def largest(target, which, rounds=2):
+    found = [
+        climb(jax.random.key(r), which, target=target, family=Family(*SHAPE), restarts=32, steps=60)
+        for r in range(rounds)
+    ]
+    return max(float(f.excess[which]) for f in found)
+
+
+def test_a_shrunk_bound_and_a_dropped_cap_are_found_and_the_honest_bound_stands():
+    old = "jnp.minimum(jnp.hypot(p_next, q_next), n + x * m * s)"
+    with mutant("factors", old, "jnp.hypot(p_next, q_next)") as load:
+        assert largest(transfer_target(load("factors"), 0.01), 1) > 1
+    shrunk, honest = transfer_target(factors, 0.01), transfer_target(factors, 0.0)
+    assert largest(shrunk, 0) > 1
+    assert largest(honest, 0) < 1 and largest(honest, 1) < 1
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """A module of claims, one false but never violated by chance, one true, one that JAX cannot trace."""
+    module = types.ModuleType("planted_claims")
+    sizes = lambda chain: jnp.linalg.norm(chain.propagators, axis=(1, 2))
+    product = lambda chain: jnp.linalg.norm(chain.propagators[-1] @ chain.propagators[0])
+    module.false = lambda chain: (product(chain), 0.97 * sizes(chain)[-1] * sizes(chain)[0])
+    module.true = lambda chain: (product(chain), sizes(chain)[-1] * sizes(chain)[0])
+    module.opaque = lambda chain: (float(product(chain)), 1e9)
+    module.broken = lambda chain: chain.no_such_thing
+    module.odd = lambda chain: "yes"
+    monkeypatch.setitem(sys.modules, "planted_claims", module)
+    return module
+
+
+def test_a_planted_false_claim_is_found_and_a_true_one_is_not(own, tmp_path):
+    sized = {"layers": 2, "width": 2, "context": 1, "restarts": 64, "batch": 32, "steps": 60}
+    outcome = falsify.run(claim="planted_claims:false", out=tmp_path / "false", **sized)
+    assert outcome.exit_code == 1 and "refuted: planted_claims:false" in outcome.text
+    chain, meta = load_chain(tmp_path / "false" / outcome.record["finds"][0]["file"])
+    assert meta["expected"] == "VIOLATED"
+    left, right = own.false(chain)
+    assert left > right
+    outcome = falsify.run(claim="planted_claims:true", **sized)
+    assert outcome.exit_code == 0 and outcome.record["finds"] == []
+    assert outcome.record["statements"]["planted_claims:true"]["best_ratio"] > -0.02  # attained all the same
+
+
+def test_rho_below_one_is_refuted_from_a_random_start_and_replayed(tmp_path):
+    options = {"claim": "paper", "batch": 64, "steps": 48, "seed": 5}
+    outcome = falsify.run(restarts=192, out=tmp_path / "run", **options)
+    assert outcome.exit_code == 0, "a reading of the paper is not a claim of ours"
+    finds = [find for find in outcome.record["finds"] if find["claim"] == "paper:decay"]
+    assert finds and "proved" in finds[0]["says"] and finds[0]["growth_per_layer"] > 1
+    assert outcome.record["evaluated"] == 192 * 48
+    # what was kept is replayed, in floating point and in balls
+    file = tmp_path / "run" / finds[0]["file"]
+    for certified in (False, True):
+        again = check.run(file=file, certify=certified)
+        assert again.record["verdicts"][file.stem]["paper:decay"] == "VIOLATED"
+        assert "as recorded" in again.text
+    # the same command goes on where it was stopped, and comes to what it would have come to
+    half = falsify.run(restarts=64, out=tmp_path / "half", **options)
+    assert half.record["rounds"] == 1
+    whole = falsify.run(restarts=192, out=tmp_path / "half", **options)
+    same = ("statements", "finds", "rounds", "restarts", "evaluated")
+    assert {name: whole.record[name] for name in same} == {name: outcome.record[name] for name in same}
+    with pytest.raises(InputError, match="another search"):
+        falsify.run(restarts=64, out=tmp_path / "half", **{**options, "seed": 6})
+
+
+def test_what_was_found_is_kept_when_the_search_is_stopped(tmp_path, monkeypatch):
+    honest, calls = falsify.climb, []
+
+    def stopped(*arguments, **options):
+        if calls:
+            raise cli.Stopped
+        calls.append(1)
+        return honest(*arguments, **options)
+
+    monkeypatch.setattr(falsify, "climb", stopped)
+    with pytest.raises(cli.Stopped):
+        falsify.run(claim="paper", restarts=192, batch=64, steps=48, seed=5, out=tmp_path / "run")
+    record = json.loads((tmp_path / "run" / falsify.RECORD).read_text())
+    assert record["status"] == "running" and record["rounds"] == 1
+    assert all((tmp_path / "run" / find["file"]).exists() for find in record["finds"])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"claim": "residual_transfr"}, "one of residual_transfer"),
+        ({"claim": "no_such_module:claim"}, "does not import"),
+        ({"claim": "planted_claims:opaque"}, "differentiate"),
+        ({"claim": "planted_claims:broken"}, "raised AttributeError"),
+        ({"claim": "planted_claims:odd"}, "returned"),
+        ({"seconds": 0.0}, "seconds"),
+        ({"restarts": 0}, "restarts"),
+        ({"batch": 0}, "batch"),
+        ({"seed": -1}, "seed"),
+        ({"layers": 1}, "layers"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(own, options, says):
+    with pytest.raises(Exception, match=says) as problem:
+        falsify.run(**options)
+    assert isinstance(problem.value, InputError) or type(problem.value).__name__ == "_Malformed"
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="other files"):
+        falsify.run(claim="paper", restarts=1, out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_our_constants_survive_where_the_theorem_speaks():
+    target, family = targets.claims(theorem=True), Family(3, 2, 2, keep=frozenset(HYPOTHESES))
+    assert set(target.names) == {name for name in CLAIMS if name != "identity"}
+    found = climb(jax.random.key(0), target.names.index("c1"), target=target, family=family, restarts=32, steps=40)
+    assert (found.excess < 1).all(), dict(zip(target.names, found.excess, strict=True))
+    assert (found.applied > 0).all() and found.evaluated == 32 * 40
+    best = dict(zip(target.names, found.best, strict=True))
+    assert best["c1"] > -0.2 and best["row_exact_upper"] > -0.01
+
+
+@pytest.mark.parametrize("name", papers.READINGS)
+def test_readings_are_judged_where_they_speak(name):
+    grows = st.ensembles.growing_despite_rho_below_one(8)
+    turns = st.ensembles.rotating(12, 1.25, 0.8, 0.3)
+    found = {
+        "grows": papers.judge(name, grows, st.decompose(grows), st.Thresholds(), 1e-12)[0],
+        "turns": papers.judge(name, turns, st.decompose(turns), st.Thresholds(), 1e-12)[0],
+    }
+    expected = {
+        "paper:decay": {"grows": Verdict.VIOLATED},
+        "paper:persistence": {"grows": Verdict.NOT_APPLICABLE},
+        "paper:attraction": {"grows": Verdict.NOT_APPLICABLE},
+    }[name]
+    assert found["grows"] is expected["grows"]
+    assert found["turns"] is not Verdict.HOLDS
