@@ -66,6 +66,26 @@ barred, were the same on all sides in {sum(same)} of {len(same)} comparisons. ja
 {where["transformers"]}, {where["date"]}. "Digits" is `whisper-tiny.en-digits`, whose vocabulary has 13 tokens; "random tiny.en" has random
 weights and the vocabulary of 51,864.
 
+### What holds the encoder back
+
+A block of tiny.en takes 8.8 Gflop for one window: 28 ms on two cores if every product ran at the 156 GF/s per core that
+XLA's float32 product of 1500 x 384 by 384 x 1536 reaches here (torch takes 29.5 ms for the whole block). What is
+left beside products, softmax above all, is a pass of its own in XLA and part of the attention kernel in torch. Trials
+on a busy machine (load 6 to 14), so least processor times only, and no bars:
+
+| trial | found |
+| --- | --- |
+| other products by `compiler_options`, per `jit` | oneDNN 150, YNNPACK 142, XNNPACK 140, 512-bit vectors 139 GF/s per core; the default 156 |
+| float32 as six bfloat16 products in tile units (AMX) | 24.5 ms against 11.9 ms of processor time; largest error 1.6e-5 against 7.8e-5 |
+| the same as one product over a sixfold inner axis | 22 ms against 11.3 ms: its operands no longer fit the cache; a smaller output tile gains nothing |
+| the same with three products | 12.3 ms against 11.9 ms, and an error of 5e-4 |
+| one thread on each side | encoder 354 ms against torch's 358 ms, a block 85 against 80, of processor time |
+| smaller query tiles, keys transposed, heads batched or unrolled, q, k, v in one product, no maximum | no gain, in earlier runs |
+
+A single bfloat16 product runs at 850 to 1350 GF/s per core by default, so six of them would pay if their sum were
+formed in the tiles. XLA's CPU backend of jaxlib 0.10.2 does not do that: it takes the algorithms `BF16_BF16_F32_X3` and
+`BF16_BF16_F32_X6` and computes plain float32 (same time, same error).
+
 ## Word error rate
 
 `scripts/measure_wer.py`, with {wer["model"]}, whose behaviour means something on digits only.

@@ -114,7 +114,7 @@ def _times(ax: Axes, row: Row, names: Sequence[str], thresholds: Sequence[tuple[
     ax.set_xlim(low, high)
     set_ticks(ax.xaxis, "log", low, high, count=4)
     ax.set_xlabel("ms per (layer, token)")
-    ax.set_title(f"D = {row['width']}", loc="right")
+    ax.set_title(f"D = {row['width']}, T = {row['tokens']}", loc="right")
     ax.grid(axis="x", color=MUTED, alpha=0.25, lw=0.5)
     ax.tick_params(axis="y", length=0)
 

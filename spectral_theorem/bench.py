@@ -24,6 +24,7 @@ from .workload import (
     Shape,
     Workload,
     accuracy,
+    dense_accuracy,
     dense_sides,
     gpu_sides,
     injection_sides,
@@ -60,7 +61,7 @@ class Plan:
     Parameters
     ----------
     widths, frames : D and F of the random decoders.
-    dense_tokens, tokens : T of dense Jacobians, and of triplets, over which a decoder run is shared.
+    tokens, triplet_tokens : T over which a decoder run is shared, the second for the triplets of W.
     repeats : how often each side is timed; `few` for one whose call takes longer than `patience` seconds.
     memory_width, sequence_tokens : D and T where peak memory is measured.
     scaling : letter of Shape to the sizes it takes; the others stay at the middle of theirs.
@@ -68,8 +69,8 @@ class Plan:
 
     widths: tuple[int, ...] = (384, 768, 1280)
     frames: int = 1500
-    dense_tokens: int = 4
     tokens: int = 16
+    triplet_tokens: int = 64
     repeats: int = 7
     few: int = 3
     patience: float = 5.0
@@ -79,7 +80,7 @@ class Plan:
         default_factory=lambda: {
             "width": (256, 384, 512, 768, 1280),
             "layers": (1, 2, 4, 8),
-            "tokens": (4, 8, 16, 32),
+            "tokens": (4, 8, 16, 32, 64),
             "frames": (375, 750, 1500, 3000),
         }
     )
@@ -89,8 +90,8 @@ class Plan:
 QUICK = Plan(
     widths=(128,),
     frames=100,
-    dense_tokens=2,
     tokens=4,
+    triplet_tokens=4,
     repeats=3,
     memory_width=64,
     sequence_tokens=8,
@@ -180,10 +181,10 @@ def each_row(
     for width in plan.widths:
         shape = Shape(width, frames=plan.frames, tokens=plan.tokens)
         if "dense" in questions:
-            few = dataclasses.replace(shape, tokens=plan.dense_tokens)
-            yield "rows", _row("dense", few, plan, peers, dense_sides)
+            yield "rows", _row("dense", shape, plan, peers, dense_sides, dense_accuracy)
         if "triplets" in questions:
-            yield "rows", _row("triplets", shape, plan, peers, triplet_sides, accuracy)
+            many = dataclasses.replace(shape, tokens=plan.triplet_tokens)
+            yield "rows", _row("triplets", many, plan, peers, triplet_sides, accuracy)
         if "injection" in questions:
             yield "rows", _row("injection", shape, plan, peers, injection_sides)
     if "injection" in questions:

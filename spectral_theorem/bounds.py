@@ -153,10 +153,10 @@ _RESIDUAL_FIELDS = tuple(
 def _damping(s: Spine, triplets: Triplets, first: int) -> tuple[Any, Any]:
     """Return logs of what a deviation becomes when growth damps it, (n,) each: of a unit along v, and across it.
 
-    A deviation that is made at a layer leaves it across u, and the products after it are bounded by `_log_growth`.
+    A deviation that is made at a layer leaves it across u, and the products after it are bounded by `log_growth`.
     """
     kappa, misalignment = (x[first:] for x in upper_alignment(triplets))
-    xi, inside = s.xi, _log_growth(triplets)[1][first:]
+    xi, inside = s.xi, log_growth(triplets)[1][first:]
     n = s.length
     # the weight of the layer that follows, xi^2 where it is the last
     weight = xi[1:] * jnp.where(jnp.arange(n - 1) == n - 2, xi[1:], 1.0)

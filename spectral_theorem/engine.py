@@ -17,7 +17,7 @@ from .tokenwise import Granularity, chain_layers, judge_token, probe_rows, value
 from .types import Thresholds, container, refuse
 from .verification import Verification
 from .whisper.rows import injection_gramian
-from .whisper.sensitivity import Part, TokenFactors, pull, push, shared_and_own
+from .whisper.sensitivity import Part, TokenFactors, pull, push, shared_and_own, with_rows_in_mind
 
 BUCKET = 4  # tokens are padded to a multiple, so that few shapes are compiled
 
@@ -114,10 +114,9 @@ def sweep_tokens(
     shared, own = [one for one, _ in split], [one for _, one in split]
     values = value_grams(shared, layers) if directions is None else None
     limits = Thresholds() if thresholds is None else thresholds
-    at = lambda tree, t: jax.tree.map(lambda leaf: leaf[t], tree)
     probes = probe_rows(factors, layers) if directions is None else None
     judge_one = lambda t, triplets: judge_token(
-        shared, at(own, t), triplets, limit, start, at(probes, t), values, directions, layers, limits
+        shared, own, t, triplets, limit, start, probes, values, directions, layers, limits
     )
     found = [judge_one(t, None) for t in range(judged)]
     slow = [t for t, one in enumerate(found) if not bool(one["converged"].all())]
@@ -152,6 +151,7 @@ def layer_triplets(
         With leading axis T.
     """
     tokens, width = f.state.shape
+    f = with_rows_in_mind(f)
     return singular_triplets(
         _maps(part)[0](f),
         _maps(part)[1](f),
@@ -181,6 +181,7 @@ def injection_triplets(
         `pull_context(f, u) / sigma`.
     """
     tokens, width = f.state.shape
+    f = with_rows_in_mind(f)
     return leading_eigenpairs(
         _maps(part)[2](f),
         count=tokens,

@@ -1,10 +1,12 @@
 """Measure a material with a model, for verbs that answer questions about it; say what was measured, and with what."""
 
+import contextlib
 import dataclasses
 import hashlib
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,14 @@ import jax.numpy as jnp
 
 from . import carried
 from .console import working
-from .material import Material
+from .material import Material, material, recipe_of
 from .provenance import environment
 from .remaining import Remaining
 from .report import write_report
 from .runs import RunFolder
 from .sections import Section
 from .storage import write_atomically
-from .study import CLEAN, Cell, Study, collect, measured
+from .study import CLEAN, STRESSED, Cell, Study, collect, measured
 from .studyfile import QUANTITIES
 from .suspicion import suspicious_rows, write_suspicious
 from .tables import Column, Table
@@ -31,6 +33,49 @@ DIGITS_ONLY = (
     "whisper-tiny.en-digits has the blocks of Whisper tiny.en and a vocabulary learned on digits: its layers are real, "
     "its behaviour means something on strings of digits only."
 )
+
+
+@contextlib.contextmanager
+def passing(
+    model: str,
+    audio: str,
+    *,
+    stress: str,
+    talkers: str = "",
+    only: str = "",
+    digits: int = 0,
+    orders: int = 5,
+    clips: int = 0,
+    steps: str = "16",
+    dtype: str = "float32",
+    seed: int = 0,
+) -> Iterator[Study]:
+    """Give a study of recordings clean and under one recipe, in a folder that is thrown away; for experiments.
+
+    Parameters
+    ----------
+    model : checkpoint, or "carried". audio : folder, or "carried" for the clips that the package brings.
+    stress, talkers, only, digits, orders : as in `material`; an empty text and 0 stand for none.
+    clips : how many at most, 0 for all. steps, dtype, seed : as in `gather`.
+
+    Raises
+    ------
+    InputError
+        As `material` and `gather`.
+    """
+    found = material(
+        [carried.CLIPS if audio == carried.NAME else Path(audio)],
+        recipes={STRESSED: recipe_of(stress)},
+        talkers=Path(talkers) if talkers else None,
+        only=only or None,
+        digits=digits or None,
+        orders=orders,
+        limit=clips or None,
+        seed=seed,
+    )
+    name = str(carried.MODEL) if model == carried.NAME else model
+    with tempfile.TemporaryDirectory() as scratch:
+        yield gather(name, found, out=Path(scratch) / "run", steps=steps, seed=seed, dtype=dtype, quiet=True)[0]
 
 
 def gather(

@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 
 from .types import container, refuse
 
-_FIRST, _SEGMENT = 16, 8  # basis vectors before the first look, and between looks
+_FIRST, _SEGMENT = 16, 4  # basis vectors before the first look, and between looks
 
 
 @container
@@ -116,7 +116,7 @@ def leading_eigenpairs(
     Full orthogonalisation, twice per block. A direction in which the space cannot grow is replaced by a
     random one, so an invariant space does not end the search. For D at most 64, or a basis that would
     reach D, S is written down and decomposed instead. Looks at the residuals after 16 vectors and then
-    after every 8; the basis doubles until all N are converged or `most` is reached.
+    after every 4; the basis doubles until all N are converged or `most` is reached.
 
     Eigenvalues of S below eps times the first are noise. The loop over basis sizes is Python; its parts
     are jitted, and with `most` below 96, twice the first basis, all of it is allotted at once and this is traceable.

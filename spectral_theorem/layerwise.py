@@ -71,12 +71,32 @@ def layer_columns(cells: Sequence[Any]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
+def chance_log_alignment(width: int) -> float:
+    r"""Return the expected :math:`\log|\kappa|` of two independent random directions in R^D.
+
+    .. math:: \mathbb E\log|\kappa| = \tfrac12\big(\psi(\tfrac12)-\psi(\tfrac D2)\big)
+
+    References
+    ----------
+    :math:`\kappa^2` is Beta(1/2, (D-1)/2) there; :math:`\psi` is the digamma function.
+
+    Examples
+    --------
+    >>> round(chance_log_alignment(384), 3), chance_log_alignment(1)
+    (-3.609, 0.0)
+    """
+    from scipy import special
+
+    return float(0.5 * (special.digamma(0.5) - special.digamma(width / 2)))
+
+
 def lambda_map(columns: Columns, clean: str, *, seed: int = 0) -> Section:
     """Map λ over layers and steps under every condition, with what stress changes in each layer.
 
     Parameters
     ----------
-    columns : of `layer_columns`. clean : the condition that others are compared with.
+    columns : of `layer_columns`, and `width`, D, for what chance gives. clean : the condition that others are compared
+        with.
 
     Returns
     -------
@@ -128,6 +148,10 @@ def lambda_map(columns: Columns, clean: str, *, seed: int = 0) -> Section:
     lead = {"HOLDS": "gains at every layer", "VIOLATED": "does not gain at every layer"}.get(verdict, "may gain")
     parts = [f"λ_{int(layer)} = {shown(mean)}" for layer, mean in of_clean.items()]
     sentence = f"On {clean} clips the dominant path {lead} (λ > 0): {', '.join(parts)} nats per layer."
+    if "width" in columns and of_clean:
+        log_kappa = chance_log_alignment(int(columns["width"][0]))
+        chance = [f"λ_{int(l)} = {np.log(rows['sigma1']).mean() + log_kappa:.3g}" for l, rows in here.items()]
+        sentence += f" With the same σ₁, random directions would give {', '.join(chance)}."
     moved = [(key, change) for key, change in changes.items() if key[1] == "lam"]
     sure = [(key, change) for key, change in moved if p[key] < 0.05]
     if moved:

@@ -147,11 +147,12 @@ def sections_of(study: Study, rows: Mapping[str, Sequence[Mapping[str, Any]]], *
     """
     speech = [cell for cell in study.cells if cell.condition != NO_SPEECH]
     stressed = [cell for cell in study.cells if cell.condition != CLEAN]
+    width = int(study.description["width"])
     columns = layer_columns(speech)
+    columns |= {"width": np.full(len(columns["clip"]), float(width))} if columns else {}
     close = {topic: as_columns(rows[topic]) for topic in TOPICS}
     asked = "no clip was looked at closely; --detailed 20 does so with twenty"
     known = any(cell.reference is not None for cell in stressed)
-    width = int(study.description["width"])
 
     def of_topic(topic: str, about: Any, make: Callable[[Any], Section]) -> Section:
         return make(close[topic]) if close[topic] else not_computed(about.ID, about.TITLE, asked)

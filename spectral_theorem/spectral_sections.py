@@ -86,6 +86,24 @@ def change_table(changes: Changes, modes: int, *, name: str, caption: str) -> Ta
     return Table(name, 0, f"{caption} First {modes} modes.", columns, tuple(rows))
 
 
+def fallen(ends: Sequence[tuple[float, float]], least: float) -> Answer:
+    """Judge "it falls": an exact test says whether there is a change, intervals of all kinds which.
+
+    Parameters
+    ----------
+    ends : low and high of every interval. least : corrected p.
+
+    Examples
+    --------
+    >>> fallen([(-3.0, -1.0), (-2.0, -0.5)], 0.01), fallen([(-3.0, -1.0), (-2.0, 0.5)], 0.01), fallen([(1.0, 2.0)], 0.2)
+    ('HOLDS', 'UNDECIDED', 'UNDECIDED')
+    """
+    if not least <= LEVEL:
+        return "UNDECIDED"
+    falls, rises = all(high < 0 for _, high in ends), all(low > 0 for low, _ in ends)
+    return "HOLDS" if falls else "VIOLATED" if rises else "UNDECIDED"
+
+
 def observables_section(
     found: Mapping[Place, PooledChange],
     alike: Mapping[Place, PooledChange],
@@ -121,10 +139,7 @@ def observables_section(
     )
     counted = {q: sum(x <= LEVEL for (_, name), x in p.items() if name == q) for q in CHANGES}
     words = ", ".join(f"{CHANGES[q][0]} {count}" for q, count in counted.items())
-    both = (bars, matched_bars)
-    sure = least <= LEVEL  # an exact test decides whether there is a change, intervals of both kinds say which
-    falls, rises = all(bar.high < 0 for bar in both), all(bar.low > 0 for bar in both)
-    verdict: Answer = "UNDECIDED" if not sure else "HOLDS" if falls else "VIOLATED" if rises else "UNDECIDED"
+    verdict = fallen([(bars.low, bars.high), (matched_bars.low, matched_bars.high)], least)
     sentence = (
         f"Stress lowers the effective rank of decoder cross-attention: it changes by {_number(value, bars)} %, mean "
         f"over layers, first {modes[0]} modes, {pairs} pairs in {bars.n} clusters, and by "

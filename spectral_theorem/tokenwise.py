@@ -21,7 +21,7 @@ from .shortened import reading_vectors, shortened
 from .types import LayerChain, Thresholds, Triplets, tolerance
 from .verification import judge
 from .whisper.rows import context_basis, coordinates, injection_core, push_context, row_of_heads, value_gram
-from .whisper.sensitivity import PARTS, Part, TokenFactors, at_token, pull, transposed_propagator
+from .whisper.sensitivity import PARTS, Part, TokenFactors, at_token, pull, transposed_block, transposed_propagator
 
 Granularity = Literal["block", "sub-block"]
 _SHORT_BASIS = 72  # few enough for Lanczos to be traceable
@@ -61,6 +61,7 @@ def value_grams(shared: list[TokenFactors], layers: tuple[Layer, ...]) -> list[l
 def judge_token(
     shared: list[TokenFactors],
     own: list[TokenFactors],
+    token: Any,
     found: SingularTriplets | None,
     limit: float,
     start: Any,
@@ -70,7 +71,8 @@ def judge_token(
     layers: tuple[Layer, ...],
     thresholds: Thresholds,
 ) -> dict[str, Any]:
-    """Judge one token: its chain is short in context, and its residual is measured apart."""
+    """Judge one token of those in `own`: its chain is short in context, and its residual is measured apart."""
+    own, probes = jax.tree.map(lambda leaf: leaf[token], (own, probes))
     factors = [at_token(a, b) for a, b in zip(shared, own, strict=True)]
     transposed, outer = _dense(factors, layers)
     propagators = jnp.swapaxes(transposed, 1, 2)
@@ -220,16 +222,14 @@ def _dense(factors: list[TokenFactors], layers: tuple[Layer, ...]) -> tuple[Any,
     transposed, outer = [], []
     for layer in layers:
         f = factors[layer.block]
-        after = f.parameters["encoder_attn"]["out_proj"]["kernel"]
         if layer.part == "block":
-            mlp = transposed_propagator(f, "MLP")
-            before = _matmul(transposed_propagator(f, "self-attention"), transposed_propagator(f, "cross-attention"))
-            transposed.append(_matmul(before, mlp))
-            outer.append(_matmul(after, mlp))
+            w, after = transposed_block(f)
+            transposed.append(w)
+            outer.append(after)
         else:
             transposed.append(transposed_propagator(f, layer.part))
             if layer.injects:
-                outer.append(after)
+                outer.append(f.parameters["encoder_attn"]["out_proj"]["kernel"])
     return jnp.stack(transposed), outer
 
 

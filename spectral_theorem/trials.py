@@ -95,7 +95,8 @@ def trial_rows(
             talkers=list(find(talkers)) if talkers else [],
             seed=seed,
         )
-        return as_rows(layer_columns(study.cells)), as_rows(score_columns(study.cells))
+        layers = [row | {"width": model.dims.width} for row in as_rows(layer_columns(study.cells))]
+        return layers, as_rows(score_columns(study.cells))
 
 
 def trial_details(

@@ -25,6 +25,7 @@ from .whisper.chain import run_tokens
 HEAD = 64  # width of one attention head in every published Whisper
 EARLIER = 4  # positions before the first token: a prompt
 TOLERANCE = 1e-5  # residual over sigma1
+FEW = 4  # (layer, token) pairs for ways that take each by itself
 STEPS = 40  # of matfree, without a stop rule
 EXACT = "highest"
 
@@ -174,18 +175,42 @@ def dense(work: Workload) -> Any:
 
 def dense_sides(work: Workload) -> dict[str, Side]:
     """Return the ways to the dense W of every (layer, token), and the yardstick."""
-    each, factors = points(work), layers_of(work)
+    factors = layers_of(work)
+    each = points(work)[:FEW]  # nothing is shared between tokens here
 
     def all_by(one: Any) -> Any:
         return lambda: [one(p.parameters, p.crossed, p.cache, p.state).block_until_ready() for p in each]
 
     return {
         "gemm": yardstick(work.shape),
-        "explicit": Side(lambda: dense(work), "product of factors, from tokens on", len(each)),
-        "product": Side(lambda: products(factors), "the same, given the factors", len(each)),
+        "explicit": Side(lambda: dense(work), "product of factors, from tokens on", work.shape.items),
+        "product": Side(lambda: products(factors), "the same, given the factors", work.shape.items),
         "jacfwd": Side(all_by(by_jacfwd), "jax.jacfwd, keys and values cached", len(each)),
         "chunks": Side(all_by(by_chunks), "jax.linearize, 128 columns at a time", len(each)),
     }
+
+
+def dense_accuracy(work: Workload) -> dict[str, float]:
+    """Compare the ways to the first dense W with forward mode in float64 from the same numbers, over its largest entry.
+
+    Notes
+    -----
+    The product of factors starts at the tokens and so has the rounding of the decoder run as well.
+    """
+    p = points(work)[0]
+    given = (p.parameters, p.crossed, p.cache, p.state)
+    with jax.enable_x64(True):
+        wide = lambda leaf: leaf.astype("float64") if leaf.dtype == "float32" else leaf
+        exact = np.asarray(by_jacfwd(*jax.tree.map(wide, given)))
+    ways = {
+        "explicit": sensitivity.propagators(layers_of(work)[0])[0],
+        "jacfwd": by_jacfwd(*given),
+        "chunks": by_chunks(*given),
+    }
+    error = lambda w, other: float(np.abs(np.asarray(w, np.float64) - np.asarray(other, np.float64)).max())
+    found = {f"{name}: error": error(w, exact) for name, w in ways.items()}
+    found["explicit beside jacfwd"] = error(ways["explicit"], ways["jacfwd"])
+    return {name: value / float(np.abs(exact).max()) for name, value in found.items()}
 
 
 def triplet_sides(work: Workload) -> dict[str, Side]:

@@ -1,7 +1,6 @@
 """Every experiment file: it says what it claims and what would refute it, and it runs small."""
 
 import dataclasses
-import os
 from pathlib import Path
 
 import pytest
@@ -31,10 +30,10 @@ def verdict(records): return "HOLDS", "yes"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_an_experiment_states_its_claim_and_runs_small(path, request):
+def test_an_experiment_states_its_claim_and_runs_small(path, request, monkeypatch):
     if path.is_relative_to(NEEDS_SHARED):
         request.getfixturevalue("shared")
-        os.chdir(ROOT)  # defaults of these configs name the folder beside the checkout
+        monkeypatch.chdir(ROOT)  # defaults of these configs name the folder beside the checkout
     found = load(path)
     assert found.kind in KINDS and found.statement.endswith(".") and len(found.statement) > 20
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST

@@ -9,7 +9,7 @@ from spectral_theorem.ablations import PLAIN, ablation_section
 from spectral_theorem.chance import TRAINED, chance_section
 from spectral_theorem.constancy import constancy_section
 from spectral_theorem.contrast import differences
-from spectral_theorem.layerwise import lambda_map, layer_columns, variance_section
+from spectral_theorem.layerwise import chance_log_alignment, lambda_map, layer_columns, variance_section
 from spectral_theorem.prediction import fitted, held_out, prediction_section, within_groups
 from spectral_theorem.sections import above, as_columns, exceeds, mean_of, not_computed, rows_where
 from spectral_theorem.statistics import change_of
@@ -63,6 +63,17 @@ def test_a_map_finds_the_sign_of_every_layer_and_what_stress_moves():
     assert lambda_map(layer_columns(cells(level=1.0)), "clean").verdict == "HOLDS"
     assert "No change" in lambda_map(layer_columns(cells()), "clean").sentence
     assert lambda_map({}, "clean").verdict == "NOT COMPUTED"
+
+
+def test_a_map_says_what_random_directions_would_give():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 20_000, 8))
+    kappa = np.einsum("nd,nd->n", a, b) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    expected = chance_log_alignment(8)
+    assert abs(np.log(np.abs(kappa)).mean() - expected) < 0.03
+    columns = layer_columns(cells(clips=8))
+    columns["width"] = np.full(len(columns["clip"]), 8.0)
+    assert f"random directions would give λ_1 = {np.log(2.0) + expected:.3g}" in lambda_map(columns, "clean").sentence
 
 
 def test_two_clips_decide_nothing():

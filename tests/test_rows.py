@@ -143,8 +143,8 @@ FIRST = '_sum("thi,tbhd->tbid", basis.along[:, layer], row.vectors) + _sum("tbhi
 VALUES = '_sum("tbhf,fhi->tbhi", weighted, f.values)'
 WHOLE = "return jnp.concatenate([flat(first), flat(second)], axis=-1)"
 CROSSED = '_sum("tbgh,thf->tbgf", crossed, other.weights)'
-KEYS = 'core += _sum("gd,hd->gh", left.key[0], right.key[0])'
-TERM = 'core += _sum("hf,gfi->gih", q, y)'
+KEYS = "core += product(left.key[0], right.key[0].T)"
+TERM = "core += jnp.moveaxis(met(q, y), 0, -1)"
 MUTANTS = {
     "coordinates without the keys' share": (FIRST, FIRST.partition(" + ")[0]),
     "coordinates without what no weight sees": (WHOLE, "return flat(first)"),

@@ -158,27 +158,33 @@ def widened(tree):
 CORRECTED = "x.mean(-1, keepdims=True) - norm.unit[:, None] * along) * norm.scale"
 BACK = "return y - y.mean(-1, keepdims=True) - norm.unit[:, None] * along"
 DENSE = "return m - m.mean(0) - unit[:, None] * (_matmul(unit, m) / unit.shape[0])"
-SEEN = "jnp.arange(keys.shape[0]) <= positions[:, None, None]"
-PUSHED = '_sum("thij,tbhj->tbhi", a.mixing, q * _query_scale(a))'
-PULLED = '_sum("thij,tbhi->tbhj", a.mixing, z) * _query_scale(a)\n    k ='
-OWN_KEY = 'out = out + _sum("thi,tbhi->tbh", a.query, k)[..., None] * a.spread[:, None]'
-SLOPE = '_matmul(y, p["fc1"]["kernel"]) * f.slope'
-QUERY = 'p["q_proj"]["kernel"]), a) * _query_scale(a)'
+SEEN = "jnp.tri(x.shape[0], dtype=bool)[:, None]"
+PUSHED = '_sum("thij,tbhj->tbhi", attention.mixing, q)'
+TURNED = '_sum("thji,tbhj->tbhi", attention.turned, q)'
+PULLED = '_sum("thij,tbhi->tbhj", a.mixing, z) * _query_scale(a)\n    v ='
+OWN_KEY = 'out = out + _sum("thd,tbd->tbh", a.key, y)[..., None] * a.spread[:, None]'
+BACK_KEY = 'back = back + _sum("tbh,thd->tbd", _sum("thi,tbhi->tbh", a.spread, z), a.key)'
+SLOPE = '_after(p["fc1"], y) * f.slope'
+QUERY = '_heads(_after(p["q_proj"], y), a) * _query_scale(a)'
 MUTANTS = {
-    "values are not centred": ("p, values - out[:, None], keys", "p, values + 0 * out[:, None], keys"),
-    "cross values are not centred": ("(v.T - o[:, :, None])", "(v.T + 0 * o[:, :, None])"),
-    "later tokens are seen": (SEEN, "jnp.arange(keys.shape[0]) < 6 + 0 * positions[:, None, None]"),
-    "the token itself is not seen": (SEEN, SEEN.replace("<= p", "<= 1 * (positions[:, None, None] == 0) - 1 + p")),
+    "values are not centred": ("own_v - own_out[:, None], own_k", "own_v + 0 * own_out[:, None], own_k"),
+    "cross values are not centred": ("(v - token[1][:, None])", "(v + 0 * token[1][:, None])"),
+    "later tokens are seen": (SEEN, SEEN.replace("dtype", "k=1, dtype")),
+    "the token itself is not seen": (SEEN, f"({SEEN.replace('dtype', 'k=-1, dtype')} | (jnp.arange(x.shape[0]) == 0))"),
     "LayerNorm without its correction, forward": (CORRECTED, CORRECTED.replace("- norm.unit", "- 0 * norm.unit")),
     "LayerNorm without its correction, backward": (BACK, "return y - y.mean(-1, keepdims=True)"),
     "LayerNorm without its correction, dense": (DENSE, "return m - m.mean(0)"),
     "LayerNorm without its mean, dense": (DENSE, DENSE.replace("m - m.mean(0)", "m")),
     "mixing transposed, forward": (PUSHED, PUSHED.replace("thij", "thji")),
+    "mixing transposed, turned": (TURNED, TURNED.replace("thji", "thij")),
     "mixing transposed, backward": (PULLED, PULLED.replace("thij", "thji")),
     "own weight forgotten, forward": ("+ v * a.weight[:, None, :, None]", "+ 0 * v"),
     "own weight forgotten, backward": ("v = z * a.weight[:, None, :, None]", "v = 0 * z"),
     "own weight forgotten, dense": ("+ v * a.weight[0][:, None]", "+ 0 * v"),
-    "own key forgotten": (OWN_KEY, "pass"),
+    "own key forgotten, forward": (OWN_KEY, "pass"),
+    "own key forgotten, backward": (BACK_KEY, "pass"),
+    "own key forgotten, dense": ("inner = inner + a.key[0].T[..., None] * a.spread[0]", "pass"),
+    "nothing passes by cross-attention, dense": ("crossed = after +", "crossed = 0 * after +"),
     "query not scaled": (QUERY, QUERY.removesuffix(" * _query_scale(a)")),
     "parts in the wrong order": ("for name in reversed(PARTS) if part", "for name in PARTS if part"),
     "slope of the first token": (SLOPE + "[:, None]", SLOPE + "[:1, None]"),
@@ -198,7 +204,8 @@ def errors(load):
             w = np.stack([reference("small", "float64", p, granularity)[0][first + step * l] for p in PLACES])
             dense = [module.transposed_propagator(module.at_token(s, o), part).T for s, o in _each(module, f)]
             found.append(worst(np.stack(dense), w))
-            found.append(worst(module.push(f, x, part), np.einsum("tij,tbj->tbi", w, x)))
+            for ready in (f, module.with_rows_in_mind(f)):
+                found.append(worst(module.push(ready, x, part), np.einsum("tij,tbj->tbi", w, x)))
             found.append(worst(module.pull(f, x, part), np.einsum("tij,tbi->tbj", w, x)))
     return max(found)
 

@@ -377,3 +377,21 @@ def test_a_process_that_waits_in_vain_ends_with_one_line(rounding, tmp_path):
     assert ended.returncode == 2
     said = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
     assert len(said) == 1 and "no meeting of all processes within 2 s" in said[0] and not (tmp_path / "out").exists()
+
+
+def test_the_scripts_see_what_they_count(tmp_path):
+    store = Store(tmp_path)
+    for cell in range(3):
+        write_shard(store, [{"key": f"k{cell}", "cell": cell, "row": 0, "x": 1.0 + cell}])
+    inspect, difference = SCRIPTS["kill_sweep"]["_inspect"], SCRIPTS["devices_sweep"]["_difference"]
+    before = read_rows(store)
+    assert inspect(store) == ({"k0", "k1", "k2"}, 0) and difference(before, before) == 0
+    name = store.names(CELLS)[0]
+    store.write(f"{CELLS}/{name}", (store.read(f"{CELLS}/{name}") or b"")[:-9])  # as a writer in place would leave it
+    assert inspect(store) == (set(), 1)
+    store.remove(f"{CELLS}/{name}")
+    assert len(inspect(store)[0]) == 2
+    store.write("summary.json", b"{")
+    assert inspect(store)[1] == 1
+    other = before.set_column(before.column_names.index("x"), "x", [[1.0, 2.0, 3.0 + 1e-12]])
+    assert difference(before, other) == pytest.approx(1e-12 / 3, rel=1e-3) and digest(before) != digest(other)

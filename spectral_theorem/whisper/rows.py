@@ -173,13 +173,16 @@ def injection_core(
     The formula of `injection_gram`, with `values` = `value_gram` computed once for all tokens.
     """
     p, q = left.weights[0], right.weights[0]
-    y = p[:, :, None] * (jnp.swapaxes(left.values, 0, 1) - left.output[0][:, None])
-    z = q[:, :, None] * (jnp.swapaxes(right.values, 0, 1) - right.output[0][:, None])
-    heads, frames, size = y.shape
-    flat = lambda x: jnp.swapaxes(x, 0, 1).reshape(frames, heads * size)
-    spread = jnp.matmul(flat(y).T, flat(z), precision=blocks.precision(y.dtype)).reshape(heads, size, heads, size)
-    core = _sum("gf,hf->gh", p, q)[:, None, :, None] * values
-    core += _sum("dgi,hd->gih", _value_map(left), right.key[0])[..., None] * _sum("gf,hfj->ghj", p, z)[:, None]
-    core += _sum("hf,gfi->gih", q, y)[..., None] * _sum("dhj,gd->ghj", _value_map(right), left.key[0])[:, None]
-    core += _sum("gd,hd->gh", left.key[0], right.key[0])[:, None, :, None] * spread
+    # in the layout of the values, (F, H, i): other orders cost more in copies than the product in arithmetic
+    y = p.T[:, :, None] * (left.values - left.output[0])
+    z = q.T[:, :, None] * (right.values - right.output[0])
+    frames, heads, size = y.shape
+    flat = lambda x: x.reshape(frames, heads * size)
+    product = lambda a, b: jnp.matmul(a, b, precision=blocks.precision(y.dtype))
+    met = lambda weights, x: product(weights, flat(x)).reshape(heads, heads, size)
+    spread = product(flat(y).T, flat(z)).reshape(heads, size, heads, size)
+    core = product(p, q.T)[:, None, :, None] * values
+    core += _sum("dgi,hd->gih", _value_map(left), right.key[0])[..., None] * met(p, z)[:, None]
+    core += jnp.moveaxis(met(q, y), 0, -1)[..., None] * _sum("dhj,gd->ghj", _value_map(right), left.key[0])[:, None]
+    core += product(left.key[0], right.key[0].T)[:, None, :, None] * spread
     return core.reshape(heads * size, heads * size)

@@ -5,6 +5,7 @@ kernels in them are the same for all tokens and the rest is small, so rows of al
 product with each kernel, and a dense Jacobian costs fewer operations than forward mode.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from .passes import embed
 
 Part = Literal["block", "self-attention", "cross-attention", "MLP"]
 PARTS: tuple[Part, ...] = ("self-attention", "cross-attention", "MLP")
+_TOKENS_AT_ONCE = 4
 
 
 @container
@@ -42,12 +44,16 @@ class AttentionFactors:
     query : (T, H, i)  scaled query.
     weight : (T, H)  weight of the token itself; 0 where it is not among the keys.
     spread : (T, H, i)  weight times :math:`V_t - o`.
+    key : (T, H, D)  :math:`W_K^{h\top} q_h`, for the scaled query.
+    turned : (T, H, i, i), optional  `mixing` with its last axes swapped, for `with_rows_in_mind`.
     """
 
     mixing: Any
     query: Any
     weight: Any
     spread: Any
+    key: Any
+    turned: Any = None
 
 
 @container
@@ -65,7 +71,6 @@ class TokenFactors:
     weights : (T, H, F)  cross-attention weights p.
     values : (F, H, i)  cross-attention values V, shared by all tokens.
     output : (T, H, i)  o, their weighted mean.
-    key : (T, H, D)  :math:`W_K^{h\top} q_h`, for the scaled query.
     state : (T, D)  the residual stream after the block.
     """
 
@@ -77,13 +82,17 @@ class TokenFactors:
     weights: Any
     values: Any
     output: Any
-    key: Any
     state: Any
 
     @property
     def width(self) -> int:
         """State size D."""
         return self.state.shape[-1]
+
+    @property
+    def key(self) -> Any:
+        """What each head of cross-attention compares with the encoder output, (T, H, D)."""
+        return self.cross.key
 
 
 def token_factors(
@@ -137,8 +146,10 @@ def token_factors(
     tables = {name: decoder[name] for name in ("embed_tokens", "embed_positions")}
     x, factors = embed(tables, padded, jnp.arange(padded.shape[0])), []
     for index in range(model.dims.decoder_layers):
-        x, found = _block_factors(decoder["layers"][index], x, where, encoder_output, model.dims.decoder_heads)
-        factors.append(found)
+        crossing = _crossing(decoder["layers"][index], encoder_output, model.dims.decoder_heads)
+        x, found = _block_factors(decoder["layers"][index], x, where, crossing)
+        # put in here, not in the compiled function, which would copy every kernel
+        factors.append(dataclasses.replace(found, parameters=decoder["layers"][index]))
     return factors
 
 
@@ -151,73 +162,84 @@ def _matmul(x: Any, y: Any) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="heads")
+def _crossing(parameters: Parameters, c: Float[Array, "frames width"], heads: int) -> tuple[Array, Array, Array, Array]:
+    """Return cross-attention's keys (H, F, i), and its values as (F, H, i), (H, F, i) and (H, i, F).
+
+    Compiled apart from its use: inside one program the compiler would keep one order and read it against the grain.
+    """
+    k, v = blocks.cross_keys_values(parameters, c, heads)
+    return jnp.swapaxes(k, 0, 1), v, jnp.swapaxes(v, 0, 1), jnp.transpose(v, (1, 2, 0))
+
+
+@jax.jit
 def _block_factors(
-    parameters: Parameters, x: Float[Array, "n width"], positions: Int[Array, " T"], c: Any, heads: int
+    parameters: Parameters, x: Float[Array, "n width"], positions: Int[Array, " T"], crossing: tuple[Array, ...]
 ) -> tuple[Float[Array, "n width"], TokenFactors]:
-    """Run one block over the sequence, and return its output and its factors at the positions."""
-    own, (keys, values) = blocks.attention_sequence(
-        parameters["self_attn"], parameters["self_attn_layer_norm"], x, heads, causal=True
-    )
-    crossing = blocks.cross_keys_values(parameters, c, heads)  # once: they are most of the work
-    out = blocks.mlp(parameters, blocks.cross_attention_rows(parameters, own, crossing, heads))
-    return out, _factors(parameters, x, keys, values, positions, crossing)
+    """Run one block over the sequence, and return its output and its factors at the positions, without parameters."""
+    k, values, v, turned = crossing
+    heads = k.shape[0]
+    at = lambda tree: jax.tree.map(lambda leaf: leaf[positions], tree)
 
-
-def _factors(
-    parameters: Parameters, residual: Any, keys: Any, values: Any, positions: Any, crossing: tuple[Any, Any]
-) -> TokenFactors:
-    heads, h = keys.shape[1], residual[positions]
-    first, y = _normalised(parameters["self_attn_layer_norm"], h)
-    q = blocks.queries(parameters["self_attn"], y, heads)
-    scores = _sum("thi,jhi->thj", q, keys)
-    seen = jnp.arange(keys.shape[0]) <= positions[:, None, None]
-    p = blocks.softmax(jnp.where(seen, scores, -jnp.inf))
-    out = _sum("thj,jhi->thi", p, values)
-    weight = jnp.take_along_axis(p, positions[:, None, None], axis=2)[:, :, 0]
+    first, y = _normalised(parameters["self_attn_layer_norm"], x)
+    attention = parameters["self_attn"]
+    q, (own_k, own_v) = blocks.queries(attention, y, heads), blocks.keys_values(attention, y, heads)
+    seen = jnp.tri(x.shape[0], dtype=bool)[:, None]
+    p = blocks.softmax(jnp.where(seen, _sum("nhi,jhi->nhj", q, own_k), -jnp.inf))
+    out = _sum("nhj,jhi->nhi", p, own_v)
+    x = x + blocks.linear(attention["out_proj"], _flat(out))
+    own_q, own_p, own_out = at((q, p, out))
+    weight = jnp.take_along_axis(own_p, positions[:, None, None], axis=2)[:, :, 0]
     own = AttentionFactors(
-        mixing=_sum("thj,tjha,jhb->thab", p, values - out[:, None], keys),
-        query=q,
+        mixing=_sum("thj,tjha,jhb->thab", own_p, own_v - own_out[:, None], own_k),
+        query=own_q,
         weight=weight,
-        spread=weight[:, :, None] * (values[positions] - out),
+        spread=weight[:, :, None] * (own_v[positions] - own_out),
+        key=_looked_for(attention, own_q),
     )
-    h = h + blocks.linear(parameters["self_attn"]["out_proj"], out.reshape(h.shape))
 
-    second, y = _normalised(parameters["encoder_attn_layer_norm"], h)
+    second, y = _normalised(parameters["encoder_attn_layer_norm"], x)
     attention = parameters["encoder_attn"]
     q = blocks.queries(attention, y, heads)
-    k, v = crossing
-    p = blocks.softmax(_sum("thi,fhi->thf", q, k))
-    out = _sum("thf,fhi->thi", p, v)
+    p = blocks.softmax(_matmul(jnp.swapaxes(q, 0, 1), jnp.swapaxes(k, 1, 2)))  # (H, n, F)
+    out = jnp.swapaxes(_matmul(p, v), 0, 1)
+    x = x + blocks.linear(attention["out_proj"], _flat(out))
+    p, (q, out) = p[:, positions], at((q, out))
 
-    def mixing(one: Any) -> Array:  # one head at a time: all tokens share its keys, so this is one matrix product
+    def mixing(one: Any) -> Array:
+        # One head and a few tokens at a time: they share its keys, so this is one matrix product, and what enters it
+        # stays in cache.
         p, v, k, o = one
-        return _matmul(p[:, None] * (v.T - o[:, :, None]), k)
+        of_token = lambda token: _matmul(token[0] * (v - token[1][:, None]), k)
+        return jax.lax.map(of_token, (p, o), batch_size=min(_TOKENS_AT_ONCE, p.shape[0]))
 
-    by_head = (jnp.swapaxes(p, 0, 1), jnp.swapaxes(v, 0, 1), jnp.swapaxes(k, 0, 1), jnp.swapaxes(out, 0, 1))
     cross = AttentionFactors(
-        mixing=jnp.swapaxes(jax.lax.map(mixing, by_head), 0, 1),
+        mixing=jnp.swapaxes(jax.lax.map(mixing, (p, turned, k, jnp.swapaxes(out, 0, 1))), 0, 1),
         query=q,
         weight=jnp.zeros_like(weight),
         spread=jnp.zeros_like(out),
+        key=_looked_for(attention, q),
     )
-    key = _sum("dhi,thi->thd", attention["k_proj"]["kernel"].reshape(h.shape[1], heads, -1), q)
-    h = h + blocks.linear(attention["out_proj"], out.reshape(h.shape))
 
-    third, y = _normalised(parameters["final_layer_norm"], h)
+    third, y = _normalised(parameters["final_layer_norm"], x)
     inner = blocks.linear(parameters["fc1"], y)
     raised, slope = jax.jvp(blocks.gelu, (inner,), (jnp.ones_like(inner),))
-    return TokenFactors(
-        parameters=parameters,
-        norms=(first, second, third),
+    x = x + blocks.linear(parameters["fc2"], raised)
+    return x, TokenFactors(
+        parameters=None,
+        norms=at((first, second, third)),
         own=own,
         cross=cross,
-        slope=slope,
-        weights=p,
-        values=v,
+        slope=at(slope),
+        weights=jnp.swapaxes(p, 0, 1),
+        values=values,
         output=out,
-        key=key,
-        state=h + blocks.linear(parameters["fc2"], raised),
+        state=at(x),
     )
+
+
+def _looked_for(parameters: Parameters, q: Float[Array, "T heads size"]) -> Float[Array, "T heads width"]:
+    """Return the vectors that the scaled queries are compared with, before the key projection."""
+    return _sum("dhi,thi->thd", _by_head(parameters["k_proj"]["kernel"], q.shape[1]), q)
 
 
 def _normalised(parameters: Parameters, x: Float[Array, "T width"]) -> tuple[NormFactors, Float[Array, "T width"]]:
@@ -242,6 +264,45 @@ def pull(f: TokenFactors, y: Float[Array, "T b width"], part: Part = "block") ->
     for name in reversed(PARTS) if part == "block" else (part,):
         y = _PULL[name](f, y)
     return y
+
+
+def with_rows_in_mind(f: TokenFactors) -> TokenFactors:
+    """Keep a transposed copy beside every kernel that rows meet in `push`.
+
+    A processor repacks a kernel at every product, which for few rows is most of the work, and reads it faster along
+    the axis that is summed over. Worth its memory where many products follow.
+    """
+    parameters: dict[str, Any] = {name: dict(inside) for name, inside in f.parameters.items()}
+    place = lambda path: functools.reduce(lambda tree, name: tree[name], path, parameters)
+    turned = _transposed([place(path)["kernel"] for path in _MET_BY_ROWS])
+    for path, kernel in zip(_MET_BY_ROWS, turned, strict=True):
+        place(path[:-1])[path[-1]] = {**place(path), "turned": kernel}
+    mixing = {
+        name: dataclasses.replace(a, turned=_swapped(a.mixing)) for name, a in (("own", f.own), ("cross", f.cross))
+    }
+    return dataclasses.replace(f, parameters=parameters, **mixing)
+
+
+_MET_BY_ROWS = (
+    *(("self_attn", name) for name in ("q_proj", "v_proj", "out_proj")),
+    *(("encoder_attn", name) for name in ("q_proj", "out_proj")),
+    ("fc1",),
+    ("fc2",),
+)
+_transposed = jax.jit(lambda kernels: [kernel.T for kernel in kernels])
+_swapped = jax.jit(lambda mixing: jnp.swapaxes(mixing, 2, 3))
+
+
+def _after(parameters: Any, x: Any) -> Any:
+    """Return rows times a kernel, read from its transposed copy where there is one."""
+    return _matmul(x, parameters["turned"].T if "turned" in parameters else parameters["kernel"])
+
+
+def _mixed(attention: AttentionFactors, q: Any) -> Any:
+    """Return what queries of every head become, (T, b, H, i)."""
+    if attention.turned is None:
+        return _sum("thij,tbhj->tbhi", attention.mixing, q)
+    return _sum("thji,tbhj->tbhi", attention.turned, q)
 
 
 def _norm_push(norm: NormFactors, gain: Any, x: Any) -> Any:
@@ -270,27 +331,27 @@ def _query_scale(attention: AttentionFactors) -> Any:
 def _push_own(f: TokenFactors, x: Any) -> Any:
     a, p = f.own, f.parameters["self_attn"]
     y = _norm_push(f.norms[0], f.parameters["self_attn_layer_norm"]["scale"], x)
-    q, k, v = (_heads(_matmul(y, p[name]["kernel"]), a) for name in ("q_proj", "k_proj", "v_proj"))
-    out = _sum("thij,tbhj->tbhi", a.mixing, q * _query_scale(a)) + v * a.weight[:, None, :, None]
-    out = out + _sum("thi,tbhi->tbh", a.query, k)[..., None] * a.spread[:, None]
-    return x + _matmul(_flat(out), p["out_proj"]["kernel"])
+    q, v = (_heads(_after(p[name], y), a) for name in ("q_proj", "v_proj"))
+    out = _mixed(a, q * _query_scale(a)) + v * a.weight[:, None, :, None]
+    out = out + _sum("thd,tbd->tbh", a.key, y)[..., None] * a.spread[:, None]
+    return x + _after(p["out_proj"], _flat(out))
 
 
 def _pull_own(f: TokenFactors, y: Any) -> Any:
     a, p = f.own, f.parameters["self_attn"]
     z = _heads(_matmul(y, p["out_proj"]["kernel"].T), a)
     q = _sum("thij,tbhi->tbhj", a.mixing, z) * _query_scale(a)
-    k = _sum("thi,tbhi->tbh", a.spread, z)[..., None] * a.query[:, None]
     v = z * a.weight[:, None, :, None]
-    back = sum(_matmul(_flat(r), p[n]["kernel"].T) for r, n in ((q, "q_proj"), (k, "k_proj"), (v, "v_proj")))
+    back = sum(_matmul(_flat(r), p[n]["kernel"].T) for r, n in ((q, "q_proj"), (v, "v_proj")))
+    back = back + _sum("tbh,thd->tbd", _sum("thi,tbhi->tbh", a.spread, z), a.key)
     return y + _norm_pull(f.norms[0], f.parameters["self_attn_layer_norm"]["scale"], back)
 
 
 def _push_cross(f: TokenFactors, x: Any) -> Any:
     a, p = f.cross, f.parameters["encoder_attn"]
     y = _norm_push(f.norms[1], f.parameters["encoder_attn_layer_norm"]["scale"], x)
-    q = _heads(_matmul(y, p["q_proj"]["kernel"]), a) * _query_scale(a)
-    return x + _matmul(_flat(_sum("thij,tbhj->tbhi", a.mixing, q)), p["out_proj"]["kernel"])
+    q = _heads(_after(p["q_proj"], y), a) * _query_scale(a)
+    return x + _after(p["out_proj"], _flat(_mixed(a, q)))
 
 
 def _pull_cross(f: TokenFactors, y: Any) -> Any:
@@ -304,7 +365,7 @@ def _pull_cross(f: TokenFactors, y: Any) -> Any:
 def _push_mlp(f: TokenFactors, x: Any) -> Any:
     p = f.parameters
     y = _norm_push(f.norms[2], p["final_layer_norm"]["scale"], x)
-    return x + _matmul(_matmul(y, p["fc1"]["kernel"]) * f.slope[:, None], p["fc2"]["kernel"])
+    return x + _after(p["fc2"], _after(p["fc1"], y) * f.slope[:, None])
 
 
 def _pull_mlp(f: TokenFactors, y: Any) -> Any:
@@ -364,9 +425,19 @@ def propagators(f: TokenFactors, part: Part = "block") -> Float[Array, "T width 
 
 def transposed_propagator(f: TokenFactors, part: Part = "block") -> Float[Array, "width width"]:
     """Return W^T of the one token in `f` (T = 1)."""
-    if part != "block":
-        return _DENSE[part](f)
-    return _matmul(_matmul(_dense_own(f), _dense_cross(f)), _dense_mlp(f))
+    return _DENSE[part](f) if part != "block" else transposed_block(f)[0]
+
+
+def transposed_block(f: TokenFactors) -> tuple[Float[Array, "width width"], Float[Array, "width width"]]:
+    r"""Return W^T of the one token in `f`, and what of it follows the heads of cross-attention, rows in.
+
+    From the right: :math:`X = (I+M) + b\,(O(I+M))`, then :math:`W^\top = X + a\,(O'X)`, M of the MLP, a and b of the
+    attentions before their output projections O' and O. :math:`O(I+M)` is needed for the injection as well.
+    """
+    after = _dense_mlp(f)
+    outer = _matmul(f.parameters["encoder_attn"]["out_proj"]["kernel"], after)
+    crossed = after + _matmul(_inner_cross(f), outer)
+    return crossed + _matmul(_inner_own(f), _matmul(f.parameters["self_attn"]["out_proj"]["kernel"], crossed)), outer
 
 
 def _norm_before(norm: NormFactors, gain: Any, m: Any) -> Any:
@@ -385,21 +456,29 @@ def _by_head(kernel: Any, heads: int) -> Any:
 
 
 def _dense_own(f: TokenFactors) -> Any:
+    return _plus_identity(_matmul(_inner_own(f), f.parameters["self_attn"]["out_proj"]["kernel"]))
+
+
+def _inner_own(f: TokenFactors) -> Any:
+    """Return the transposed derivative of self-attention's heads by the state."""
     a, p = f.own, f.parameters["self_attn"]
     heads = a.query.shape[1]
-    q, k, v = (_by_head(p[name]["kernel"], heads) for name in ("q_proj", "k_proj", "v_proj"))
+    q, v = (_by_head(p[name]["kernel"], heads) for name in ("q_proj", "v_proj"))
     inner = _sum("dhj,hij->dhi", q, a.mixing[0] * _query_scale(a)) + v * a.weight[0][:, None]
-    inner = inner + _sum("dhi,hi->dh", k, a.query[0])[..., None] * a.spread[0]
-    inner = _norm_before(f.norms[0], f.parameters["self_attn_layer_norm"]["scale"], _flat(inner))
-    return _plus_identity(_matmul(inner, p["out_proj"]["kernel"]))
+    inner = inner + a.key[0].T[..., None] * a.spread[0]
+    return _norm_before(f.norms[0], f.parameters["self_attn_layer_norm"]["scale"], _flat(inner))
 
 
 def _dense_cross(f: TokenFactors) -> Any:
+    return _plus_identity(_matmul(_inner_cross(f), f.parameters["encoder_attn"]["out_proj"]["kernel"]))
+
+
+def _inner_cross(f: TokenFactors) -> Any:
+    """Return the transposed derivative of cross-attention's heads by the state."""
     a, p = f.cross, f.parameters["encoder_attn"]
     q = _by_head(p["q_proj"]["kernel"], a.query.shape[1])
     inner = _flat(_sum("dhj,hij->dhi", q, a.mixing[0] * _query_scale(a)))
-    inner = _norm_before(f.norms[1], f.parameters["encoder_attn_layer_norm"]["scale"], inner)
-    return _plus_identity(_matmul(inner, p["out_proj"]["kernel"]))
+    return _norm_before(f.norms[1], f.parameters["encoder_attn_layer_norm"]["scale"], inner)
 
 
 def _dense_mlp(f: TokenFactors) -> Any:
