@@ -16,7 +16,7 @@ from .types import refuse
 RESAMPLES = 1999
 # units from which an interval covers what it says, on data as skewed as the benchmark's
 STUDENTISED = 200  # units up to which "auto" prefers bootstrap-t for a mean
-NOMINAL = {"BCa": 50, "bootstrap-t": 20, "jackknife": 50}
+NOMINAL = {"BCa": 50, "bootstrap-t": 30, "jackknife": 50}
 TOO_SMALL = "n is too small for the nominal level"
 
 

@@ -20,6 +20,7 @@ from spectral_theorem.statistics import (
     group_difference,
     paired_change,
     sign_flip_p,
+    sign_flips,
     smallest_detectable,
 )
 from spectral_theorem.types import InputError
@@ -258,6 +259,7 @@ def test_a_small_simulation_runs_and_draws_its_page(tmp_path):
     simulate.PLAN = simulate.PLAN[1::6]
     record = simulate.main(["--sets", "3", "--workers", "1", "--out", str(tmp_path)])
     assert {row["kind"] for row in record["rows"]} == {"coverage", "false positives", "power"}
+    assert sign_flips(14).shape == (9999, 14)  # it leaves the library as it was
     assert all(0 <= row["rate"] <= 1 for row in record["rows"])
     page = (tmp_path / "statistics.md").read_text(encoding="utf-8")
     assert all(f"| {row['what']} |" in page for row in record["rows"])
