@@ -15,7 +15,7 @@ class Moments:
     Parameters
     ----------
     count : rows so far. mean : (D,) of them. factor : (m, D) with factorᵀ factor the sum of squares about the mean,
-        m at most 2 D after `add`.
+        m at most 2 D after `add`. eps : of the precision that the rows came in, which what is 0 is known to.
 
     Notes
     -----
@@ -32,11 +32,15 @@ class Moments:
     count: int
     mean: np.ndarray
     factor: np.ndarray
+    eps: float = float(np.finfo(np.float64).eps)
 
     @classmethod
     def of(cls, rows: Any) -> "Moments":
         """Start with rows, (n, D)."""
-        x = np.asarray(rows, dtype=np.float64)
+        given = np.asarray(rows)
+        coarse = np.issubdtype(given.dtype, np.floating) and given.dtype.itemsize < 8
+        eps = float(np.finfo(given.dtype if coarse else np.float64).eps)
+        x = given.astype(np.float64)
         if x.ndim != 2 or x.shape[0] < 1 or x.shape[1] < 1:
             refuse(
                 f"activations of shape {x.shape}", "(positions, channels), at least one of each", "activations[layer]"
@@ -44,7 +48,7 @@ class Moments:
         if not np.isfinite(x).all():
             refuse("activations that are not finite", "finite numbers", "leaving this clip out")
         mean = x.mean(0)
-        return cls(len(x), mean, x - mean)
+        return cls(len(x), mean, x - mean, eps)
 
     def add(self, rows: Any) -> "Moments":
         """Return these moments with more rows, (n, D)."""
@@ -60,7 +64,7 @@ class Moments:
         if len(factor) > 2 * self.mean.size:
             factor = np.asarray(np.linalg.qr(factor, mode="r"))
         mean = self.mean + (other.mean - self.mean) * (other.count / count)
-        return Moments(count, mean, factor)
+        return Moments(count, mean, factor, max(self.eps, other.eps))
 
     def spectrum(self) -> np.ndarray:
         """Return the eigenvalues of the covariance above the cut-off, as `spectrum` does."""
@@ -68,7 +72,7 @@ class Moments:
             refuse(f"{self.count} position", "at least two, since one has no covariance", "more positions or clips")
         s = np.linalg.svd(self.factor, compute_uv=False)
         s = s[: min(self.count - 1, self.mean.size)]
-        cut = max(self.count, self.mean.size) * np.finfo(np.float64).eps * s[0]
+        cut = max(self.count, self.mean.size) * self.eps * s[0]
         # what is left of rows that are all equal is the rounding of their mean
-        floor = np.finfo(np.float64).eps * np.abs(self.mean).max() * np.sqrt(self.count)
+        floor = self.eps * np.abs(self.mean).max() * np.sqrt(self.count)
         return s[s > max(cut, floor)] ** 2 / (self.count - 1)

@@ -77,7 +77,8 @@ def spectrum(activations: Any) -> np.ndarray:
 
     Parameters
     ----------
-    activations : (n, D) finite; positions by channels, computed in float64.
+    activations : (n, D) finite; positions by channels. Computed in float64, with :math:`\epsilon` of the precision they
+        come in: the rounding of float32 activations is no mode.
 
     Returns
     -------

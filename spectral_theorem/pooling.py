@@ -223,7 +223,7 @@ def _decompose(clips: Sequence[Any], modes: Sequence[int], clusters: Any) -> _Pa
     units = groups_of(len(arrays), clusters)
     x = np.concatenate(arrays)
     owner = np.repeat(units, [len(clip) for clip in arrays])
-    mu = Moments.of(x).spectrum()
+    mu = Moments.of(np.concatenate([np.asarray(clip) for clip in clips])).spectrum()
     x = x - x.mean(0)
     covariance = x.T @ x / (len(x) - 1)
     k = min(max(modes), mu.size)

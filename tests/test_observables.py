@@ -128,6 +128,15 @@ def test_units_and_turns():
     assert other.kirchhoff == pytest.approx(one.kirchhoff / 25, rel=1e-10)
 
 
+def test_the_rounding_of_single_precision_is_no_mode():
+    low = activations(5, 200, 5) @ np.random.default_rng(0).normal(size=(5, 30))
+    assert st.spectrum(low).size == 5
+    assert st.spectrum(low.astype(np.float32)).size == 5
+    assert st.spectrum(low.astype(np.float32).astype(np.float64)).size > 20  # the same numbers, said to be exact
+    assert st.pooled(np.split(low.astype(np.float32), 50), modes=(4,)).eigenvalues.size == 5
+    assert Moments.of(low).merge(Moments.of(low.astype(np.float32))).spectrum().size == 5
+
+
 def test_what_is_zero_to_rounding_does_not_count():
     x = activations(0, 12, 40)
     assert st.spectrum(x).size == 11
