@@ -10,6 +10,7 @@ import numpy as np
 from .resampling import NOMINAL, RESAMPLES, TOO_SMALL, Interval, bca, finite, groups_of, interval_of
 from .types import refuse
 
+FOLDS = 50
 FEW = 10  # of a class: fewer make a normal approximation on the logit scale rough
 
 
@@ -163,7 +164,7 @@ def calibration(
 
 
 def variance_components(
-    values: Any, factors: Mapping[str, Any], *, clusters: str | None = None, level: float = 0.95, seed: int = 0
+    values: Any, factors: Mapping[str, Any], *, clusters: str | None = None, level: float = 0.95
 ) -> dict[str, Share]:
     r"""Split the variance of a number among factors such as layer, step, clip and stress.
 
@@ -172,8 +173,8 @@ def variance_components(
     Parameters
     ----------
     values : (n,) finite. factors : name to (n,) levels.
-    clusters : the factor whose levels are drawn again for the intervals, such as "clip"; None gives no intervals.
-    level, seed : as in `interval`.
+    clusters : the factor whose levels are the sample, such as "clip"; None gives no intervals.
+    level : nominal coverage.
 
     Returns
     -------
@@ -187,8 +188,8 @@ def variance_components(
 
     Notes
     -----
-    One least-squares problem of the size of all levels per factor and resample, 499 of them; on a full grid averages
-    would do, but cells are missing where a clip is shorter.
+    One least-squares problem of the size of all levels per factor and fold of clusters, 50 of them; on a full grid
+    averages would do, but cells are missing where a clip is shorter.
 
     Examples
     --------
@@ -207,7 +208,7 @@ def variance_components(
     names, shares = [*codes, "rest"], _shares(x, codes)
     bars: dict[str, Interval | None] = dict.fromkeys(names)
     if clusters is not None:
-        bars = dict(zip(names, _share_intervals(x, codes, clusters, level=level, seed=seed), strict=True))
+        bars = dict(zip(names, _share_intervals(x, codes, clusters, level=level), strict=True))
     return {
         name: Share(float(share), bars[name], int(codes[name].max()) + 1 if name in codes else 0)
         for name, share in zip(names, shares, strict=True)
@@ -286,23 +287,23 @@ def _shares(x: np.ndarray, codes: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.asarray([*shares, noise * (x.size - 1) / square])
 
 
-def _share_intervals(
-    x: np.ndarray, codes: Mapping[str, np.ndarray], clusters: str, *, level: float, seed: int
-) -> list[Interval]:
-    """Draw the levels of one factor again; a level that is drawn twice is two levels."""
+def _share_intervals(x: np.ndarray, codes: Mapping[str, np.ndarray], clusters: str, *, level: float) -> list[Interval]:
+    """Leave out a fold of clusters at a time: drawn with replacement, a cluster would be two that agree perfectly."""
+    from scipy.special import stdtrit
+
     home = codes[clusters]
-    members = [np.flatnonzero(home == each) for each in range(home.max() + 1)]
-    n, rng = len(members), np.random.default_rng(seed)
-    if n < 2:
+    n = int(home.max()) + 1
+    folds = min(n, FOLDS)
+    left = [home % folds != fold for fold in range(folds)]
+    if n < 3 or any(np.ptp(x[rows]) == 0 for rows in left):
         return [Interval(np.nan, np.nan, level, "none", n, False, TOO_SMALL)] * (len(codes) + 1)
-    drawn = []
-    for _ in range(499):
-        chosen = rng.integers(0, n, n)
-        rows = np.concatenate([members[each] for each in chosen])
-        again = {name: np.unique(code[rows], return_inverse=True)[1] for name, code in codes.items()}
-        again[clusters] = np.repeat(np.arange(n), [members[each].size for each in chosen])
-        drawn.append(_shares(x[rows], again))
-    low, high = np.quantile(np.asarray(drawn), [0.5 - level / 2, 0.5 + level / 2], axis=0)
-    nominal = n >= NOMINAL["BCa"]
+    again = lambda rows: {name: np.unique(code[rows], return_inverse=True)[1] for name, code in codes.items()}
+    values = np.asarray([_shares(x[rows], again(rows)) for rows in left])
+    error = np.sqrt((folds - 1) / folds * ((values - values.mean(0)) ** 2).sum(0))
+    half, middle = float(stdtrit(n - 1, 0.5 + level / 2)) * error, _shares(x, codes)
+    nominal = n >= NOMINAL["jackknife"]
     note = "" if nominal else TOO_SMALL
-    return [Interval(float(a), float(b), level, "percentile", n, nominal, note) for a, b in zip(low, high, strict=True)]
+    return [
+        Interval(float(m - h), float(m + h), level, "jackknife", n, nominal, note)
+        for m, h in zip(middle, half, strict=True)
+    ]

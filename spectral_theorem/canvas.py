@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.path import Path
@@ -129,6 +130,23 @@ def to_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def to_pdf(figure: Figure) -> bytes:
+    """Write a figure as a PDF file, the same bytes for the same figure.
+
+    Examples
+    --------
+    >>> with drawing(1.0) as figure:
+    ...     _ = figure.text(0, 0, "a")
+    >>> to_pdf(figure)[:5], to_pdf(figure) == to_pdf(figure)
+    (b'%PDF-', True)
+    """
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({**STYLE, "pdf.fonttype": 42}):
+        nothing = dict.fromkeys(("Creator", "Producer", "CreationDate"))
+        FigureCanvasPdf(figure).print_pdf(buffer, metadata=nothing)
     return buffer.getvalue()
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import tyro
 
 from . import SPARE_THREADS, __version__, carried
-from .verbs import PLANTED, RUNS, Bench, Compare, Demo, Falsify, Measure, Sweep, Verb, Verify
+from .verbs import PLANTED, RUNS, Compare, Demo, Falsify, Models, Stress, Sweep, Train, Transcribe, Verb, Verify
 
 if TYPE_CHECKING:
     from .console import Outcome
@@ -182,9 +182,10 @@ def _run(verb: Verb) -> "Outcome":
     few = isinstance(verb, Compare) and _few(verb)
     if isinstance(verb, Verify | Demo | Falsify) or options.get("quick") or few:
         _prefer_quick_compilation()
-    batched = isinstance(verb, Verify | Demo | Falsify | Measure | Compare | Bench | Sweep)
-    if not batched and os.environ.get("PJRT_NPROC") == SPARE_THREADS:
-        # Spare threads serve decompositions only; where there are none, they cost a quarter of the encoder's time.
+    plain = isinstance(verb, Transcribe | Train | Stress | Models)
+    if plain and os.environ.get("PJRT_NPROC") == SPARE_THREADS:
+        # Spare threads serve decompositions, which may wait for ever without; these verbs have none, and there spare
+        # threads cost a quarter of the encoder's time.
         os.environ["PJRT_NPROC"] = str(os.cpu_count() or 1)
     if isinstance(verb, Sweep) and os.environ.get("PJRT_NPROC") == SPARE_THREADS:
         # every device may have that many decompositions waiting for others

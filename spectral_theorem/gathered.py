@@ -20,7 +20,6 @@ from .remaining import Remaining
 from .report import write_report
 from .runs import RunFolder
 from .sections import Section
-from .storage import write_atomically
 from .study import CLEAN, STRESSED, Cell, Study, collect, measured
 from .studyfile import QUANTITIES
 from .suspicion import suspicious_rows, write_suspicious
@@ -192,7 +191,7 @@ def provenance_section(study: Study, found: Material, label: str, modes: Sequenc
 def write_study_run(
     folder: RunFolder, study: Study, sections: Sequence[Section], record: dict[str, Any], dtype: str
 ) -> None:
-    """Write what a verb found in a study: tables, ranked clips, the long table, the summary and the page.
+    """Write what a verb found in a study: ranked clips, the long table, the summary; the page, figures and tables.
 
     Parameters
     ----------
@@ -200,14 +199,6 @@ def write_study_run(
     dtype : of the numbers.
     """
     folder.begin()
-    tables = folder.path / "tables"
-    tables.mkdir(exist_ok=True)
-    for stale in tables.iterdir():
-        stale.unlink()
-    for table in (table for section in sections for table in section.tables):
-        for suffix, text in (("csv", table.to_csv()), ("tex", table.to_latex())):
-            name = f"{table.number:02d}-{table.name}.{suffix}"
-            write_atomically(tables / name, lambda file, text=text: file.write(text.encode()))
     write_suspicious(folder.path, suspicious_rows(study.cells, CLEAN))
     for condition in study.conditions:
         rows = [row for cell in study.of(condition) for row in cell_rows(cell, dtype)]

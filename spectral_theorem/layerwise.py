@@ -188,7 +188,7 @@ def _maps(columns: Columns, conditions: Sequence[str], layers: Sequence[float], 
     return maps
 
 
-def variance_section(columns: Columns, *, seed: int = 0) -> Section:
+def variance_section(columns: Columns) -> Section:
     """Split the variance of λ among layer, step, clip and stress.
 
     Parameters
@@ -212,7 +212,7 @@ def variance_section(columns: Columns, *, seed: int = 0) -> Section:
     if keep.sum() <= levels + 1:
         return not_computed(VARIANCE_ID, VARIANCE_TITLE, f"{int(keep.sum())} values are too few for {levels} levels")
     clusters = "clip" if "clip" in factors else None
-    shares = variance_components(columns["lam"][keep], factors, clusters=clusters, seed=seed)
+    shares = variance_components(columns["lam"][keep], factors, clusters=clusters)
     rows = []
     for name, share in shares.items():
         ends = (None, None) if share.interval is None else as_cells(share, share.share)[1:]
@@ -222,7 +222,7 @@ def variance_section(columns: Columns, *, seed: int = 0) -> Section:
         1,
         "Shares of the variance of λ, corrected for what chance levels would explain; the rest is interactions and "
         "noise. "
-        "Intervals of 95 % by bootstrap over clips.",
+        "Intervals of 95 % by leaving clips out.",
         (Column("factor"), Column("levels"), Column("share"), Column("low"), Column("high")),
         tuple(rows),
     )

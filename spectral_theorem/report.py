@@ -4,17 +4,16 @@ Reads the files of a run folder and nothing else: no model runs here, and no the
 page needs no network and no script.
 """
 
-import functools
 import json
 import math
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from .console import MEANINGS, NAMES, number, verdict_in_words
+from .page import REPORT, inline, provenance, signs, template
 from .runs import RunRecord, read_run
 from .storage import write_atomically
 from .sweep_words import (
@@ -42,7 +41,6 @@ from .wording import (
     regime_in_words,
 )
 
-REPORT = "report.html"
 AGAIN = "This checks those once more and compares the verdicts:"
 ANEW = "The verb and the config above make them anew."
 LAYER_COLUMNS = {
@@ -100,14 +98,23 @@ def write_report(path: str | os.PathLike[str]) -> Path:
     ...     "holds no chain" in write_report(folder).read_text(encoding="utf-8")
     True
     """
+    # here, so that a command that writes no page does not wait for matplotlib
+    from . import section_page
+
     run = read_run(path)
-    kept = sorted(file.name for file in run.path.iterdir() if file.suffix == ".npz")
-    html = report_html(run, name=run.path.resolve().name, kept=kept)
+    name = run.path.resolve().name
+    if "sections" in run.summary:
+        drawn = section_page.shown_figures(run.summary["sections"])
+        section_page.write_files(run.path, run.summary["sections"], drawn)
+        html = section_page.section_html(run, name=name, drawn=drawn)
+    else:
+        kept = sorted(file.name for file in run.path.iterdir() if file.suffix == ".npz")
+        html = report_html(run, name=name, kept=kept)
     return write_atomically(run.path / REPORT, lambda file: file.write(html.encode()))
 
 
 def report_html(run: RunRecord, *, name: str, kept: Sequence[str] = ()) -> str:
-    """Lay out the page of one run.
+    """Lay out the page of one run that has chains.
 
     Parameters
     ----------
@@ -119,8 +126,6 @@ def report_html(run: RunRecord, *, name: str, kept: Sequence[str] = ()) -> str:
     str
         One HTML document; every word of the record is escaped.
     """
-    from .canvas import VERDICTS
-
     summary = run.summary
     labels, every = _labels(run), summary.get("chains", {})
     swept = clips_of(every)
@@ -137,12 +142,12 @@ def report_html(run: RunRecord, *, name: str, kept: Sequence[str] = ()) -> str:
     if summary.get("status") != "done":
         warnings.append("This run was not finished when the page was written: what follows may be incomplete.")
     verb = str(summary.get("verb", "run"))
-    return _template().render(
+    return template(REPORT).render(
         title=_title(verb, clips, chains),
         run_id=summary["run_id"],
         written=summary.get("written", ""),
         warnings=warnings,
-        signs={verdict: {"colour": colour, "sign": sign} for verdict, (_, colour, sign) in VERDICTS.items()},
+        signs=signs(),
         hypotheses=list(NAMES.values()),
         overall=_overall(every),
         chains=chains,
@@ -150,19 +155,11 @@ def report_html(run: RunRecord, *, name: str, kept: Sequence[str] = ()) -> str:
         heard=[[str(row[name] or "-") for name in HEARD] for row in summary.get("heard", [])],
         heard_head=list(HEARD),
         failed=list(summary.get("failed", {}).items()),
-        provenance=_provenance(run),
+        provenance=provenance(run),
         config=json.dumps(summary.get("config", {}), indent=1, ensure_ascii=False),
         replay=f"Of {len(every)} chains the folder keeps {len(kept)}. {AGAIN if kept else ANEW}",
         command=f"spectral-theorem verify {shlex.quote(name)}" if kept else "",
     )
-
-
-@functools.cache
-def _template() -> Any:
-    import jinja2
-
-    source = resources.files("spectral_theorem").joinpath("templates", REPORT).read_text(encoding="utf-8")
-    return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
 
 
 def _labels(run: RunRecord) -> dict[str, dict[str, str]]:
@@ -210,7 +207,8 @@ def _clip_view(clip: str, chains: Mapping[str, Any], identity: str, labels: dict
         "facts": list(facts.items()),
         "hypotheses": hypothesis_rows(several),
         "figures": [
-            _figure(draw(several), f"{kind} of {clip}", identity, words(several)) for kind, draw, words in figures
+            inline(draw(several), f"{kind} of {clip}", f"{identity}-{kind}", words(several))
+            for kind, draw, words in figures
         ],
         "head": STEP_COLUMNS,
         "rows": rows,
@@ -220,15 +218,6 @@ def _clip_view(clip: str, chains: Mapping[str, Any], identity: str, labels: dict
             for key in shown
         ],
     }
-
-
-def _figure(drawn: Any, label: str, salt: str, caption: str) -> dict[str, Any]:
-    from markupsafe import Markup
-
-    from .canvas import to_svg
-
-    svg = to_svg(drawn, salt=f"{salt}-{label.split(' of ')[0]}", label=f"{label}; the numbers are in the table below")
-    return {"svg": Markup(svg), "caption": caption}
 
 
 def _chain_view(
@@ -268,7 +257,7 @@ def _figures(chain: Mapping[str, Any], identity: str, title: str) -> dict[str, A
     from .figures import bound_figure, condition_figure
     from .layer_figure import MARKED, layer_figure
 
-    figure = lambda kind, drawn, caption: _figure(drawn, f"{kind} of {title}", identity, caption)
+    figure = lambda kind, drawn, caption: inline(drawn, f"{kind} of {title}", f"{identity}-{kind}", caption)
     found: dict[str, Any] = dict.fromkeys(FIGURES)
     if any(condition["verdict"] != "NOT_APPLICABLE" for condition in chain["conditions"].values()):
         found["conditions_figure"] = figure("conditions", condition_figure(chain), CONDITION_CAPTION)
@@ -377,19 +366,3 @@ def _overall(chains: Mapping[str, Any]) -> str:
     met = sum(all(c["verdict"] == "HOLDS" for c in chain["conditions"].values()) for chain in chains.values())
     lead = f"A proved claim is VIOLATED in: {', '.join(broken)}." if broken else "No claim is violated."
     return f"{lead} All four hypotheses hold in {met} of {len(chains)} chains."
-
-
-def _provenance(run: RunRecord) -> list[tuple[str, str]]:
-    summary = run.summary
-    versions = ", ".join(f"{name} {version}" for name, version in summary.get("versions", {}).items())
-    seeds = ", ".join(map(str, summary.get("seeds", []))) or "none"
-    plain = {name: summary.get(name) for name in ("run_id", "verb", "status", "written", "dtype", "device", "platform")}
-    return [
-        *((name, str(value)) for name, value in plain.items() if value is not None),
-        ("seeds", seeds),
-        ("versions", versions),
-        ("commit", str(summary.get("commit") or "unknown: an installed copy")),
-        ("schema", str(summary["schema"])),
-        ("table", f"{run.table.num_rows} rows"),
-        ("numbers that JSON cannot hold", f"{len(summary.get('nulls', []))}, listed in summary.json"),
-    ]

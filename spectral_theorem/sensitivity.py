@@ -159,7 +159,7 @@ def sections_of(study: Study, rows: Mapping[str, Sequence[Mapping[str, Any]]], *
 
     return [
         lambda_map(columns, CLEAN, seed=seed),
-        variance_section(columns, seed=seed),
+        variance_section(columns),
         constancy_section(columns, seed=seed),
         of_topic("ablations", ablations, lambda c: ablations.ablation_section(c, seed=seed)),
         of_topic("chance", chance, lambda c: chance.chance_section(c, seed=seed)),

@@ -7,16 +7,14 @@ docs/benchmarks/statistics.md.
 import dataclasses
 import functools
 import itertools
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from .resampling import (
-    NOMINAL,
     RESAMPLES,
-    TOO_SMALL,
     Interval,
-    bca,
+    by_t,
     finite,
     groups_of,
     interval,
@@ -194,8 +192,7 @@ def group_difference(
     Returns
     -------
     Change
-        Of second minus first; `effect` is Hedges' g with the pooled deviation. Labels of clips are exchanged; with
-        clusters, inside each cluster where any of them has clips in both groups, else the labels of whole clusters.
+        Of second minus first; `effect` is Hedges' g with the pooled deviation.
 
     Raises
     ------
@@ -204,7 +201,14 @@ def group_difference(
 
     Notes
     -----
-    The test statistic is Welch's t, whose permutation test keeps its level when only the means agree.
+    Labels of clips are exchanged, by Welch's t, whose permutation test keeps its level when only the means agree. With
+    clusters: labels of whole clusters where each lies in one group. Where some have clips in both, the signs of the
+    clusters' contributions to the difference are flipped; up to 13 such clusters, too few for signs, labels are
+    exchanged inside each, and p then judges what differs inside clusters.
+
+    References
+    ----------
+    Hemerik, Goeman and Finos 2020, on flipping signs of contributions.
 
     Examples
     --------
@@ -219,28 +223,27 @@ def group_difference(
     if min(a.size, b.size) < 2:
         refuse(f"groups of {a.size} and {b.size} clips", "at least two in each", "more clips, or another split")
     both, member = np.concatenate([a, b]), np.repeat([0, 1], [a.size, b.size])
-    value = float(b.mean() - a.mean())
-    spread = np.sqrt(((a.size - 1) * a.var(ddof=1) + (b.size - 1) * b.var(ddof=1)) / (both.size - 2))
-    ranks = float(2 * stats.mannwhitneyu(b, a).statistic / (a.size * b.size) - 1)
-    name, effect = "Hedges' g", float(_hedges(both.size - 2) * value / spread) if spread > 0 else float("nan")
+    labels = None
+    if clusters is not None:
+        if len(clusters[0]) != a.size or len(clusters[1]) != b.size:
+            refuse(f"{len(clusters[0])} and {len(clusters[1])} labels", "one per clip", "clusters=(first, second)")
+        labels = np.concatenate([np.asarray(each) for each in clusters])
+    groups = groups_of(both.size, labels)
+    units = int(groups.max()) + 1
     if clusters is None:
         found = _two_means(a, b, level=level, seed=seed)
         error = float(np.sqrt(a.var(ddof=1) / a.size + b.var(ddof=1) / b.size))
-        units, p = both.size, 1.0
-        if np.ptp(both) > 0:
-            chance = stats.PermutationMethod(n_resamples=PERMUTATIONS, rng=np.random.default_rng(seed))
-            p = float(stats.ttest_ind(b, a, equal_var=False, method=chance).pvalue)  # pyright: ignore[reportAttributeAccessIssue]
     else:
-        if len(clusters[0]) != a.size or len(clusters[1]) != b.size:
-            refuse(f"{len(clusters[0])} and {len(clusters[1])} labels", "one per clip", "clusters=(first, second)")
-        groups = groups_of(both.size, np.concatenate([np.asarray(each) for each in clusters]))
         found, error = _clustered_means(both, member, groups, level=level, seed=seed)
-        units, p = int(groups.max()) + 1, _clustered_p(both, member, groups, np.random.default_rng(seed))
+    value, p = float(b.mean() - a.mean()), _exchange_p(both, member, groups, seed)
+    spread = np.sqrt(((a.size - 1) * a.var(ddof=1) + (b.size - 1) * b.var(ddof=1)) / (both.size - 2))
+    effect = float(_hedges(both.size - 2) * value / spread) if spread > 0 else float("nan")
+    ranks = float(2 * stats.mannwhitneyu(b, a).statistic / (a.size * b.size) - 1)
     least = smallest_detectable(error, units, level=level, power=power, parameters=2)
-    return Change(value, found, p, effect, name, ranks, int(units), least)
+    return Change(value, found, p, effect, "Hedges' g", ranks, units, least)
 
 
-def corrected(p_values: Any, method: Literal["bh", "by", "holm"] = "bh") -> np.ndarray:
+def corrected(p_values: Any, method: str = "bh") -> np.ndarray:
     """Correct p-values for their number.
 
     Parameters
@@ -328,51 +331,70 @@ def _matched_ranks(d: np.ndarray) -> float:
 def _two_means(a: np.ndarray, b: np.ndarray, *, level: float, seed: int) -> Interval:
     """Return the interval of the difference of two means: bootstrap-t, as both groups have errors of their own."""
     rng = np.random.default_rng(seed)
-    value, n = float(b.mean() - a.mean()), min(a.size, b.size)
     error = lambda x, y: np.sqrt(x.var(-1, ddof=1) / x.shape[-1] + y.var(-1, ddof=1) / y.shape[-1])
-    here = float(error(a, b))
-    if here == 0:
-        return Interval(value, value, level, "bootstrap-t", n, False, "all values of a group are equal")
     x, y = (each[rng.integers(0, each.size, (RESAMPLES, each.size))] for each in (a, b))
-    spread = error(x, y)
-    seen = spread > 1e-14 * here
-    t = ((y.mean(-1) - x.mean(-1) - value)[seen]) / spread[seen]
-    low, high = np.quantile(t, [0.5 - level / 2, 0.5 + level / 2]).tolist()
-    nominal = n >= NOMINAL["bootstrap-t"]
-    return Interval(
-        value - high * here, value - low * here, level, "bootstrap-t", n, nominal, "" if nominal else TOO_SMALL
-    )
+    there = (y.mean(-1) - x.mean(-1), error(x, y))
+    return by_t(float(b.mean() - a.mean()), float(error(a, b)), *there, n=min(a.size, b.size), level=level)
 
 
 def _clustered_means(
     x: np.ndarray, member: np.ndarray, groups: np.ndarray, *, level: float, seed: int
 ) -> tuple[Interval, float]:
-    """Return the BCa interval of the difference of means over clusters, and its standard error."""
-    sums = [totals(np.where(member == side, x, 0.0), groups)[0] for side in (0, 1)]
-    sizes = [totals((member == side).astype(float), groups)[0] for side in (0, 1)]
-    mean = lambda side, index: sums[side][index].sum(-1) / sizes[side][index].sum(-1)
-    found = bca(lambda i: mean(1, i) - mean(0, i), int(sums[0].size), level=level, seed=seed, resamples=RESAMPLES)
-    # to first order each cluster moves the difference by its residuals, on both sides at once
-    n = sums[0].size
-    share = [(sums[s] - sizes[s] * sums[s].sum() / sizes[s].sum()) / sizes[s].sum() for s in (0, 1)]
-    return found, float(np.sqrt(n / max(n - 1, 1) * ((share[1] - share[0]) ** 2).sum()))
+    """Return the bootstrap-t interval of the difference of means over clusters, and its standard error."""
+    sums = np.stack([totals(np.where(member == side, x, 0.0), groups)[0] for side in (0, 1)])
+    sizes = np.stack([totals((member == side).astype(float), groups)[0] for side in (0, 1)])
+    n = sums.shape[1]
+
+    def judged(total: np.ndarray, size: np.ndarray) -> tuple[Any, Any]:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = total.sum(-1, keepdims=True) / size.sum(-1, keepdims=True)
+            # to first order each cluster moves the difference by its residuals, on both sides at once
+            share = (total - size * mean) / size.sum(-1, keepdims=True)
+        error = np.sqrt(n / max(n - 1, 1) * ((share[1] - share[0]) ** 2).sum(-1))
+        return (mean[1] - mean[0])[..., 0], error
+
+    value, error = judged(sums, sizes)
+    index = np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
+    there = judged(sums[:, index], sizes[:, index])
+    each = int((sizes > 0).sum(1).min())
+    return by_t(float(value), float(error), *there, n=each, level=level), float(error)
 
 
-def _clustered_p(x: np.ndarray, member: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> float:
+def _exchange_p(x: np.ndarray, member: np.ndarray, groups: np.ndarray, seed: int) -> float:
     """Return the two-sided p-value of equal means when labels are exchanged in a way that respects clusters."""
-    count = groups.max() + 1
-    shares = np.bincount(groups, weights=member) / np.bincount(groups)
-    if ((shares > 0) & (shares < 1)).any():
-        # a random order inside each cluster, all resamples at once
+    if np.ptp(x) == 0:
+        return 1.0
+    count = int(groups.max()) + 1
+    sizes = np.bincount(groups)
+    shares = np.bincount(groups, weights=member) / sizes
+    split = bool(((shares > 0) & (shares < 1)).any())
+    if split and count > COMPLETE:
+        weights = np.where(member == 1, 1 / member.sum(), -1 / (1 - member).sum())
+        return float(sign_flip_p(totals(weights * (x - x.mean()), groups)[0], seed=seed))
+    rng = np.random.default_rng(seed)
+    if split:
+        # a random order inside each cluster, all resamples at once; what clusters differ by is not exchanged
+        x = x - (np.bincount(groups, weights=x) / sizes)[groups]
         order = np.argsort(groups + rng.random((PERMUTATIONS, x.size)), axis=-1)
         home = np.argsort(groups, kind="stable")
-        labels = np.empty(order.shape, dtype=int)
-        np.put_along_axis(labels, order, np.broadcast_to(member[home], order.shape), axis=-1)
+        labels = np.empty(order.shape)
+        np.put_along_axis(labels, order, np.broadcast_to(member[home].astype(float), order.shape), axis=-1)
     else:
-        labels = rng.permuted(np.broadcast_to(shares.astype(int), (PERMUTATIONS, count)), axis=-1)[:, groups]
-    labels = np.concatenate([member[None], labels]).astype(float)
-    one, n = labels.sum(-1), x.size
+        x = x - x.mean()
+        labels = rng.permuted(np.broadcast_to(shares, (PERMUTATIONS, count)), axis=-1)[:, groups]
     with np.errstate(invalid="ignore", divide="ignore"):
-        size = np.abs(labels @ x / one - (x.sum() - labels @ x) / (n - one))
-    size = np.nan_to_num(size, nan=np.inf)
-    return float(np.mean(size >= size[0] * (1 - 1e-12)))
+        size = np.abs(_welch(x, labels))
+        here = np.abs(_welch(x, member.astype(float)))
+    # where both groups are constant, or one is empty, t is not a number: as extreme as can be
+    reach = np.nan_to_num(size, nan=np.inf) >= np.nan_to_num(here, nan=np.inf) * (1 - 1e-9)
+    return float((1 + reach.sum()) / (1 + PERMUTATIONS))
+
+
+def _welch(x: np.ndarray, labels: np.ndarray) -> Any:
+    """Return Welch's t of the clips with label 1 against those with label 0, for rows of labels."""
+    n = labels.sum(-1)
+    m = x.size - n
+    one, square = labels @ x, labels @ x**2
+    mean, other = one / n, (x.sum() - one) / m
+    spread = (square / n - mean**2) / (n - 1) + ((x @ x - square) / m - other**2) / (m - 1)
+    return (mean - other) / np.sqrt(np.maximum(spread, 0.0))

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from .types import refuse
 
 Cell = str | float | int | None
 MISSING = "n/a"
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _LATEX = str.maketrans(
     {
         "&": r"\&",
@@ -41,7 +43,6 @@ _LATEX = str.maketrans(
         "ξ": r"$\xi$",
         "ρ": r"$\rho$",
         "σ": r"$\sigma$",
-        **{digit: f"$_{{{index}}}$" for index, digit in enumerate("₀₁₂₃₄₅₆₇₈₉")},
     }
 )
 
@@ -133,11 +134,11 @@ class Table:
         True
         """
         right = [_numeric(column) for column in zip(*self.rows, strict=True)] or [False] * len(self.columns)
-        line = lambda cells: " & ".join(cell.translate(_LATEX) for cell in cells) + r" \\"
+        line = lambda cells: " & ".join(_latex(cell) for cell in cells) + r" \\"
         return "\n".join(
             [
                 r"\begin{table}",
-                rf"\caption{{{self.caption.translate(_LATEX)}}}",
+                rf"\caption{{{_latex(self.caption)}}}",
                 rf"\label{{tab:{self.name}}}",
                 r"\centering",
                 rf"\begin{{tabular}}{{{''.join('r' if to_right else 'l' for to_right in right)}}}",
@@ -182,6 +183,11 @@ def shown(cell: Cell) -> str:
     if cell is None:
         return MISSING
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+
+
+def _latex(text: str) -> str:
+    joined = re.sub("[₀-₉]+", lambda m: f"\0{m[0].translate(_SUBSCRIPTS)}\1", text)
+    return joined.translate(_LATEX).replace("\0", "$_{").replace("\1", "}$")
 
 
 def _numeric(cells: Sequence[Cell]) -> bool:

@@ -142,6 +142,32 @@ class Measure:
 
 
 @dataclasses.dataclass(frozen=True)
+class Report:
+    """Draw the page of a run again from its records, or print one of its tables; no model runs."""
+
+    run: Positional[Annotated[Path, arg(metavar="RUN")]]
+    """Folder of the run."""
+    table: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the whole page)")] = None
+    """Number of one table, to print instead."""
+    format: Literal["text", "csv", "latex"] = "text"
+    """How to print that table."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Diff:
+    """Say what differs between two runs: config, provenance, verdicts, numbers and whether their intervals meet."""
+
+    first: Positional[Annotated[Path, arg(metavar="RUN1")]]
+    """Folder of a run."""
+    second: Positional[Annotated[Path, arg(metavar="RUN2")]]
+    """Folder of another."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Models:
     """List the Whisper models known by name, and those in the local cache of the Hub."""
 
@@ -398,6 +424,8 @@ Verb = (
     | Annotated[Train, subcommand("train", prefix_name=False)]
     | Annotated[Bench, subcommand("bench", prefix_name=False)]
     | Annotated[Sweep, subcommand("sweep", prefix_name=False)]
+    | Annotated[Report, subcommand("report", prefix_name=False)]
+    | Annotated[Diff, subcommand("diff", prefix_name=False)]
     | Annotated[Falsify, subcommand("falsify", prefix_name=False)]
     | Annotated[Models, subcommand("models", prefix_name=False)]
 )
@@ -413,6 +441,8 @@ RUNS = {
     Train: ("train", "run"),
     Bench: ("bench", "run"),
     Sweep: ("sweeps", "run"),
+    Report: ("redraw", "run"),
+    Diff: ("differing", "run"),
     Falsify: ("falsify", "run"),
     Models: ("models", "run"),
 }

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from spectral_theorem import InputError, carried, sensitivity, study
+from spectral_theorem import SPARE_THREADS, InputError, carried, cli, sensitivity, study
 from spectral_theorem.runs import read_run
 
 ASKED = {"model": str(carried.MODEL), "clean": [carried.CLIPS], "only": "(seven|six|nine|hum)", "steps": "1"}
@@ -63,3 +63,12 @@ def test_bad_options_are_refused_before_anything_is_loaded(tmp_path, options, me
     with pytest.raises(InputError, match=message):
         sensitivity.run(**ASKED | {"model": "/nowhere"} | options, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_verbs_that_decompose_keep_the_threads_that_keep_them_from_waiting_for_ever(monkeypatch):
+    # seen: a close look of this verb hung in batched decompositions with as many threads as processors
+    seen = {}
+    monkeypatch.setattr(sensitivity, "run", lambda **_: seen.setdefault("threads", cli.os.environ["PJRT_NPROC"]))
+    monkeypatch.setenv("PJRT_NPROC", SPARE_THREADS)
+    cli._run(cli.parse(["sensitivity", "carried", "--clean", str(carried.CLIPS), "--out", "run"]))
+    assert seen["threads"] == SPARE_THREADS
