@@ -279,9 +279,6 @@ def _sixty_four_bits():
     jax.config.update("jax_enable_x64", True)
 
 
-COMMAND = ("--steps", "4", "--dtype", "float64")  # as other tests compile it
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Compare the carried clips once."""
@@ -294,7 +291,7 @@ def run(tmp_path_factory):
     row = {"path": "broken.wav", "transcript": "one", "speaker": "x"}
     lines.append(",".join(row.get(column, "") for column in columns))
     (broken / "manifest.csv").write_text("\n".join(lines) + "\n")
-    code = main(["compare", "carried", "--clean", str(broken), *COMMAND, "--modes", "10", "--out", str(out)])
+    code = main(["compare", "carried", "--clean", str(broken), "--steps", "4", "--modes", "10", "--out", str(out)])
     jax.config.update("jax_enable_x64", True)
     return out, broken, code
 
@@ -323,7 +320,7 @@ def test_another_judgement_measures_nothing_anew(run, monkeypatch, capsys):
     out, broken, _ = run
     monkeypatch.setattr(study, "measured", lambda *a, **k: pytest.fail("measured again"))
     before = (out / "summary.json").read_text()
-    code = main(["compare", "carried", "--clean", str(broken), *COMMAND, "--modes", "8", "--out", str(out)])
+    code = main(["compare", "carried", "--clean", str(broken), "--steps", "4", "--modes", "8", "--out", str(out)])
     assert code == 3 and '"modes": [\n   8\n  ]' in (out / "summary.json").read_text() != before
     text = capsys.readouterr().out
     assert text.startswith("What stress changes in the spectra\n") and "not measured:" in text

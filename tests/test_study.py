@@ -119,20 +119,20 @@ def test_steps_of_a_list_are_those_there_are():
 
 
 DIMS = Dims(
-    width=24, mels=4, frames=10, vocabulary=6, positions=9, encoder_layers=1, encoder_heads=2, encoder_hidden=8,
+    width=72, mels=4, frames=10, vocabulary=6, positions=9, encoder_layers=1, encoder_heads=2, encoder_hidden=8,
     decoder_layers=3, decoder_heads=2, decoder_hidden=16,
 )  # fmt: skip
 
 
 def test_gains_of_products_and_of_the_context_agree_with_dense_ones():
     model = random_model(jax.random.key(0), DIMS, dtype=jnp.float64)
-    factors = token_factors(model, jax.random.normal(jax.random.key(1), (10, 24)), [4, 1, 2, 3], [0, 1, 3])
+    factors = token_factors(model, jax.random.normal(jax.random.key(1), (10, 72)), [4, 1, 2, 3], [0, 1, 3])
     found, whole = product_norms(factors, tolerance=1e-9), context_norms(factors, tolerance=1e-9)
     dense = [np.asarray(propagators(f)) for f in factors]
-    eye = jnp.broadcast_to(jnp.eye(24), (3, 24, 24))
-    injections = [np.asarray(pull_context(f, eye)).reshape(3, 24, -1) for f in factors]
+    eye = jnp.broadcast_to(jnp.eye(72), (3, 72, 72))
+    injections = [np.asarray(pull_context(f, eye)).reshape(3, 72, -1) for f in factors]
     for t in range(3):
-        product, total = np.eye(24), 0.0
+        product, total = np.eye(72), 0.0
         for layer in reversed(range(3)):
             total = total + product @ injections[layer][t]
             product = product @ dense[layer][t]
@@ -142,7 +142,7 @@ def test_gains_of_products_and_of_the_context_agree_with_dense_ones():
 
 @pytest.fixture(scope="module")
 def model():
-    return load(carried.MODEL, dtype=jnp.float64)
+    return load(carried.MODEL, dtype=jnp.float32)
 
 
 @pytest.fixture(scope="module")
