@@ -359,7 +359,7 @@ class Sensitivity:
     """With --digits: orders in which each group of digits is joined; together they are a cluster."""
     steps: str = "16"
     """Generated tokens of every clip: so many evenly spaced, a list such as 0,2,5-7, or all."""
-    detailed: int = 20
+    detailed: int = 10
     """Clips for nulls, ablations and perturbations, clean and under the last recipe; 0 leaves these out."""
     limit: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")] = None
     """How many clips at most, taken evenly from all."""

@@ -26,7 +26,7 @@ def test_every_question_has_a_section(run):
         *("lambda_map", "variance", "constant_lambda", "ablations", "nulls", "prediction", "attractor"),
         *("suspicious", "provenance"),
     ]
-    assert found.summary["verdicts"]["nulls"] == "NOT COMPUTED" and "--detailed 20" in outcome.text
+    assert found.summary["verdicts"]["nulls"] == "NOT COMPUTED" and "--detailed 10" in outcome.text
     assert found.summary["verdicts"]["prediction"] == "NOT COMPUTED"  # three clips
     assert {row["condition"] for row in found.rows} == {"clean", "noise=0", "no speech"}
     numbers = [table["number"] for section in found.summary["sections"] for table in section["tables"]]
