@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from . import carried
 from .console import Outcome, working
 from .gathered import gather, numbered, provenance_section, write_study_run
 from .group_sections import hallucinated_section, label_table, layer_changes
@@ -100,7 +101,8 @@ def run(
             sections = numbered([*found_sections, provenance_section(study, found, label, windows)])
         options = {"clean": list(clean), "stress": {n: str(r) for n, r in recipes.items()}, "stressed": stressed}
         options |= {"talkers": talkers, "nonspeech": nonspeech, "only": only, "digits": digits, "orders": orders}
-        config = {"model": model, **options, "limit": limit, "steps": steps, "modes": list(windows)}
+        named = label if label == carried.NAME else model
+        config = {"model": named, **options, "limit": limit, "steps": steps, "modes": list(windows)}
         record = {
             "verb": "compare",
             "config": config,

@@ -1,5 +1,6 @@
 """Compare clips in what their layers do: clean with stressed, and among stressed clips hallucinated with survived."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from .sections import Answer, Section, as_cell, as_cells, not_computed, shown
 from .spectra import LEAST_POOLED, spectra_difference
 from .spectral_sections import HEADLINE, LEVEL, change_table, corrected_changes, over_layers
 from .statistics import Change, corrected, group_difference, paired_change
-from .studyfile import Cell
+from .studyfile import NO_SPEECH, Cell
 from .tables import Column, Table
 
 ID, TITLE = "hallucinated", "Hallucinated clips beside survived ones, both under stress"
@@ -75,7 +76,7 @@ def hallucinated_section(cells: Sequence[Cell], condition: str, modes: Sequence[
         The statement is that the groups differ in the effective rank of cross-attention: a corrected p at one of its
         layers of at most 0.05, and an interval of the mean over layers without zero.
     """
-    counts = label_table(cells)
+    counts, quiet = label_table(cells), _inserted(cells)
     stressed = [cell for cell in cells if cell.condition == condition]
     other = "survived" if any(cell.reference is not None for cell in stressed) else "unflagged"
     ill = [cell for cell in stressed if cell.behaviour.label == "hallucinated"]
@@ -86,7 +87,7 @@ def hallucinated_section(cells: Sequence[Cell], condition: str, modes: Sequence[
         )
         hint = "; a milder or a harder recipe moves the line, such as --stress noise=5 or hell" if stressed else ""
         section = not_computed(ID, TITLE, why + hint)
-        return Section(section.id, TITLE, section.verdict, section.sentence, (counts,), why=section.why)
+        return dataclasses.replace(section, sentence=section.sentence + quiet, tables=(counts,))
     found = spectra_difference(well, ill, modes, seed=seed)
     component, quantity = HEADLINE
     p = corrected_changes(found, modes[0])
@@ -106,9 +107,18 @@ def hallucinated_section(cells: Sequence[Cell], condition: str, modes: Sequence[
     sentence = (
         f"Hallucinated and {other} clips differ in the effective rank of cross-attention: by "
         f"{shown(Estimate(value, bars))} %, mean over layers, first {modes[0]} modes, {len(ill)} against {len(well)} "
-        f"clips under stress; when labels are exchanged by chance, {least}. {best}"
+        f"clips under stress; when labels are exchanged by chance, {least}. {best}{quiet}"
     )
     return Section(ID, TITLE, verdict, sentence, (counts, table, layers))
+
+
+def _inserted(cells: Sequence[Cell]) -> str:
+    """Say how often words were written where nobody speaks."""
+    silent = [cell for cell in cells if cell.condition == NO_SPEECH]
+    if not silent:
+        return ""
+    count = sum(cell.behaviour.label == "hallucinated" for cell in silent)
+    return f" On {count} of {len(silent)} recordings without speech words were written."
 
 
 def label_table(cells: Sequence[Cell]) -> Table:

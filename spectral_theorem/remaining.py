@@ -5,12 +5,12 @@ import time
 
 
 class Remaining:
-    """Say how many items are done and how long the others will take; now and then, and nothing in the first seconds.
+    """Say how many items are done and how long the others will take, now and then.
 
     Parameters
     ----------
     what : the items, in the plural.
-    every : seconds between two lines where standard error is no terminal it goes to a file; None says nothing.
+    every : seconds between two lines; None says nothing. What is over sooner says nothing either.
 
     Examples
     --------
