@@ -4,7 +4,6 @@ import copy
 import json
 import math
 import re
-import time
 
 import jax
 import matplotlib
@@ -333,12 +332,8 @@ def test_a_row_says_what_the_maps_cannot(real):
     assert row["words"] == ["INDETERMINATE *", "5/5, 1 ?"] and row["numbers"][-1] == f"{ratio:.4g}"
 
 
-def test_thirty_tokens_make_a_small_page_soon(page, real):
-    chains = tokens(real, range(30), layers=12)
-    page(tokens(real, range(2)))
-    before = time.perf_counter()
-    text = page(chains)
-    assert time.perf_counter() - before < 5 and len(text.encode()) < 1_000_000
+def test_thirty_tokens_make_a_small_page(page, real):
+    assert len(page(tokens(real, range(30), layers=12)).encode()) < 1_000_000
 
 
 def test_the_same_run_gives_the_same_page(page, real, tmp_path):
