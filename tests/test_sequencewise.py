@@ -237,9 +237,11 @@ def test_the_carried_model_through_the_command_line(capsys, tmp_path):
     command = ["measure", "carried", clip, "--steps", "all", "--scope", "sequence", "--out", out]
     assert cli.main(command) == 0
     said = capsys.readouterr().out
-    assert "'two seven'" in said and "frozen against total derivative" in said and "All 11 applicable" in said
+    assert "'two seven'" in said and "frozen against total derivative" in said
     run = read_run(tmp_path / "run")
     (chain,) = run.summary["chains"].values()
+    held = [name for name, claim in chain["claims"].items() if claim["verdict"] == "HOLDS"]
+    assert len(held) >= 11 and f"All {len(held)} applicable" in said
     assert chain["transcript"] == "two seven" and chain["positions"] == 4 and chain["residual_rows"] == 64
     assert run.summary["config"]["scope"] == "sequence" and run.summary["seeds"] == [0]
     assert set(run.table["scope"].to_pylist()) == {"sequence"}
