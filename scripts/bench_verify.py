@@ -225,7 +225,10 @@ def main() -> None:
     }
     path = given.out / FILE
     kept = json.loads(path.read_text())["rows"] if path.exists() else {}
-    record: Record = {"schema": 1, "environment": surroundings(), "plan": {k: str(v) for k, v in vars(given).items()}}
+    plan = {
+        name: str(value) for name, value in vars(given).items() if name != "out"
+    }  # a folder of this machine is no figure
+    record: Record = {"schema": 1, "environment": surroundings(), "plan": plan}
     record["rows"] = kept
     if jax.default_backend() != "gpu":
         record["skipped"] = {"gpu": "no GPU here; with one, the same command times `verify` on it"}
