@@ -98,7 +98,7 @@ def log_products(chain: Any, *, one_by_one: bool = False) -> Any:
     Parameters
     ----------
     chain : propagators (L, D, D).
-    one_by_one : enter LAPACK matrix by matrix, see `triplets.layer_triplets`.
+    one_by_one : enter LAPACK matrix by matrix, see `triplets.svd_triplets`.
 
     Returns
     -------

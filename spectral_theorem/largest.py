@@ -17,7 +17,7 @@ def largest_singular_value(x: Any, *, one_by_one: bool = False) -> Any:
     Parameters
     ----------
     x : (..., M, N), entries of about unit size or all zero.
-    one_by_one : enter LAPACK matrix by matrix, see `triplets.layer_triplets`; at most three axes then.
+    one_by_one : enter LAPACK matrix by matrix, see `triplets.svd_triplets`; at most three axes then.
 
     Returns
     -------

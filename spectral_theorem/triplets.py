@@ -66,7 +66,7 @@ def decompose(
         refuse(f"top={top}", f"1 <= top <= D = {width}", "top=2")
     if method == "dense":
         w = chain.propagators() if callable(chain.propagators) else chain.propagators
-        return layer_triplets(w, count)
+        return svd_triplets(w, count)
     if method != "krylov":
         refuse(f"method={method!r}", "'dense' or 'krylov'", "method='dense'")
     from .krylov import leading_triplets  # matfree is needed on this route only
@@ -109,7 +109,7 @@ def _rmatvec(w: Any, y: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames=("count", "one_by_one"))
-def layer_triplets(w: Any, count: int, *, one_by_one: bool = False) -> Triplets:
+def svd_triplets(w: Any, count: int, *, one_by_one: bool = False) -> Triplets:
     """Decompose layers by LAPACK's SVD and bound what the factors fail to reproduce.
 
     Parameters
