@@ -67,13 +67,15 @@ def clip_tokens(model: WhisperModel, samples: Any, steps: str = "16") -> ClipTok
 
     Parameters
     ----------
-    model : any Whisper. samples : (n,) at 16 kHz. steps : as `spaced_steps` takes it.
+    model : any Whisper. samples : (n,) at 16 kHz; beyond the model's window they are not heard.
+    steps : as `spaced_steps` takes it.
 
     Raises
     ------
     InputError
         As `encode_audio`, or steps of which the transcript has none.
     """
+    samples = samples[: model.dims.window_samples]
     encoded, seconds = encode_audio(model, samples)
     found = transcriptions(model, greedy(model, encoded[None]), [seconds])[0]
     chosen = spaced_steps(steps, found.steps)
