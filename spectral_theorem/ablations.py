@@ -107,9 +107,13 @@ def ablation_section(columns: Columns, *, seed: int = 0) -> Section:
     decided = compared(columns, {name: found[name, "lam"] for name in variants if (name, "lam") in found}, sign, seed)
     verdict = together([exceeds(own), *(each.keeps for each in decided.values())])
     direction, as_it_is = "negative" if sign < 0 else "positive", f"{shown(mean)} nats per layer as it is"
+    turned = [name for name, each in decided.items() if each.keeps == "VIOLATED"]
+    others = {name: rows_where(columns, variant=name) for name in turned}
+    means = {name: mean_of(rows["lam"], rows["cluster"], seed=seed) for name, rows in others.items()}
+    against = "".join(f", {shown(found)} with {name}" for name, found in means.items())
     sentence = {
         "HOLDS": f"The mean λ is {direction} however it is measured: {as_it_is}.",
-        "VIOLATED": f"The sign of the mean λ depends on how it is measured: {as_it_is}.",
+        "VIOLATED": f"The sign of the mean λ depends on how it is measured: {as_it_is}{against}.",
     }.get(verdict, f"The sign of the mean λ is not sure in all variants: {as_it_is}.")
     sentence += "".join(f" {_said(name, each)}" for name, each in decided.items())
     table = contrast_table(

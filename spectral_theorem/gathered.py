@@ -192,9 +192,9 @@ def provenance_section(study: Study, found: Material, label: str, modes: Sequenc
     if cut:
         window = f"{cut[0].seconds:g} s"
         sentence += (
-            f" {len(cut)} recordings are longer than the {window} that the model hears at once: their first {window} are "
-            "measured, and where it is known what was said they are labelled cut, for nobody knows which words are in "
-            "there."
+            f" {len(cut)} recordings are longer than the {window} that the model hears at once: their first {window} "
+            "are measured, and where it is known what was said they are labelled cut, for nobody knows which words are "
+            "in there."
         )
     if "en-digits" in label:
         sentence += f" {DIGITS_ONLY}"
