@@ -196,7 +196,8 @@ def test_a_study_goes_on_where_it_was_stopped(model, clips, tmp_path, monkeypatc
         found = study.collect(model, speech, out=tmp_path / "run", **options)
         assert counted.calls == 2  # the one in hand, and non-speech
     broken = speech[-1].path.read_bytes()
-    tone = 0.1 * np.sin(np.arange(32 * 16000.0)).astype(np.float32)
+    window = model.dims.window_samples
+    tone = 0.1 * np.sin(np.arange(1.1 * window)).astype(np.float32)
     save_audio(speech[-1].path, tone)
     with monkeypatch.context() as patch:
         counted = Counted(patch)
@@ -205,8 +206,8 @@ def test_a_study_goes_on_where_it_was_stopped(model, clips, tmp_path, monkeypatc
     speech[-1].path.write_bytes(broken)
     # a recording longer than a window is measured in its first, and what was said there is not known
     long = again.cell("broken.wav", "clean")
-    assert long.cut and long.behaviour.label == "cut" and long.seconds == 30.0
-    heard = study.measured(model, tone[: 30 * 16000], steps="4")[1]
+    assert long.cut and long.behaviour.label == "cut" and long.seconds == window / 16000
+    heard = study.measured(model, tone[:window], steps="4")[1]
     np.testing.assert_allclose(heard["layers/sigma1"], long.layers["sigma1"], rtol=1e-4)  # the file holds 16 bits
     assert not any(cell.cut for cell in found)
     assert cell_file(found.path, 0).read_bytes() == before
