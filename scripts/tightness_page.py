@@ -1,8 +1,8 @@
 """Draw the figure and the table of docs/theory/tightness.md from docs/benchmarks/tightness.json.
 
-    spectral-theorem falsify --tightness --out run-tightness
-    cp run-tightness/tightness.json docs/benchmarks/tightness.json
-    python scripts/tightness_page.py
+spectral-theorem falsify --tightness --out run-tightness
+cp run-tightness/tightness.json docs/benchmarks/tightness.json
+python scripts/tightness_page.py
 """
 
 import json

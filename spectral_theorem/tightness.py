@@ -35,8 +35,8 @@ SHAPE = Family(8, 4, 2, held=True)
 GRID: Mapping[str, tuple[float, ...]] = {
     "layers": (4, 8),
     "sigma": (1.0,),
-    "kappa": (0.1, 0.5, 0.9, 0.99, 0.9999),
-    "xi": (0.01, 0.1, 0.3, 0.6, 0.9),
+    "kappa": (0.1, 0.5, 0.9, 0.99),
+    "xi": (0.01, 0.1, 0.3, 0.9),
     "gamma": (0.5,),
 }
 # sigma_3/sigma_2 and so on where the top-K bound, K = 2, is looked at: it is a function of sigma_3, and exact at 0

@@ -14,13 +14,13 @@ import jax
 import numpy as np
 import pyarrow.parquet
 import pytest
+from test_leftovers import dead_process
 
 from spectral_theorem import InputError, batched, cli, launch, storage, sweeps
 from spectral_theorem.experiment import load
 from spectral_theorem.launch import Heart, Share, join, launched, read_shard, wait_for_others
 from spectral_theorem.runs import read_summary
 from spectral_theorem.shards import CELLS, Store, compact, digest, finished, read_rows, write_shard
-from test_leftovers import dead_process
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {name: runpy.run_path(str(ROOT / "scripts" / f"{name}.py")) for name in ("kill_sweep", "devices_sweep")}
