@@ -114,7 +114,7 @@ class Store:
         return sorted(name for name in found if not name.startswith("."))
 
     def tidy(self, *folders: str) -> None:
-        """Remove what killed processes left half written, as `storage.remove_leftovers` does; elsewhere by age alone."""
+        """Remove what killed processes left half written (`storage.remove_leftovers`); elsewhere by age alone."""
         for folder in folders:
             if self.local is not None:
                 remove_leftovers(self.local / folder)

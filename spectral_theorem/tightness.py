@@ -262,8 +262,8 @@ def words(record: Mapping[str, Any]) -> str:
         shown = ["-" if value is None else f"{value:.4f}" for value in values]
         rows.append([f"{cell[name]:g}" for name in rows[0][:5]] + shown)
     head = (
-        f"{record['evaluated']} chains evaluated in {record['seconds']:.0f} s. Attained fraction of each bound where the "
-        "scalars are given, proved in ball arithmetic for the chain that came nearest; 1: these scalars allow no better."
+        f"{record['evaluated']} chains evaluated in {record['seconds']:.0f} s. Attained fraction of each bound where "
+        "scalars are given, proved in ball arithmetic for the chain that came nearest; at 1 they allow no better."
     )
     return f"{head}\n\n{aligned(rows)}"
 
