@@ -42,8 +42,8 @@ def size(record: dict[str, Any]) -> str:
     config, environment = record["config"], record["environment"]
     start, *_, end = environment["load_1min"]
     return (
-        f"{len(record['cells'])} points, {config['starts']} random starts of {config['steps']} gradient steps for each of "
-        f"six quantities: {record['evaluated']:,} chains of D = {config['width']}, C = {config['context']} in "
+        f"{len(record['cells'])} points, {config['starts']} random starts of {config['steps']} gradient steps for each "
+        f"of six quantities: {record['evaluated']:,} chains of D = {config['width']}, C = {config['context']} in "
         f"{record['seconds']:.0f} s on {environment['device']} (load {start} to {end}).\n"
     )
 

@@ -38,8 +38,8 @@ STEPS = 64
 BATCH = 128
 FREE, THEOREM = Family(), Family(keep=frozenset(HYPOTHESES))
 READINGS = "paper"
-# readings of rho < 1, and of rho >= 1: these on chains that keep all of H1 at every point, since a penalty for the least
-# of many gains leads a search away from what it is after
+# readings of rho < 1, and of rho >= 1: these on chains that keep all of H1 at every point, since a penalty for the
+# least of many gains leads a search away from what it is after
 DISPERSIVE, ATTRACTIVE = ("paper:decay",), ("paper:persistence", "paper:attraction")
 STABLE = frozenset({"gain", "cumulative_gain"})
 SCHEMA = 1
