@@ -1,6 +1,6 @@
 """Draw the figure and the table of docs/theory/tightness.md from docs/benchmarks/tightness.json.
 
-spectral-theorem falsify --tightness --out run-tightness
+spectral-theorem falsify --tightness --restarts 32 --steps 192 --out run-tightness
 cp run-tightness/tightness.json docs/benchmarks/tightness.json
 python scripts/tightness_page.py
 """
