@@ -385,6 +385,13 @@ def _bar_rows(section: Section, bars: Bars) -> list[tuple[str, float, float, flo
             continue
         value, low, high = floats(row[at : at + 3]).tolist()
         if np.isfinite(value):
-            words = [f"layer {row[place]}" if heads[place] == "layer" else str(row[place]) for place in labels]
+            words = [_in_words(heads[place], row[place]) for place in labels]
             found.append((", ".join(words), value, low, high))
     return found
+
+
+def _in_words(head: str, cell: Any) -> str:
+    """Write a label of a row; a layer's number says nothing by itself."""
+    if head != "layer":
+        return str(cell)
+    return "all layers" if cell == "all" else f"layer {cell}"
