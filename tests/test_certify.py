@@ -11,7 +11,7 @@ import pytest
 
 import spectral_theorem as st
 from spectral_theorem import balls, certification, check, cli
-from spectral_theorem.ballchain import BallChain
+from spectral_theorem.ballbounds import BallBounds
 from spectral_theorem.ballclaims import CLAIM_SLACKS, CONDITION_SLACKS, JOINED, NOT_COVERED, Slack
 from spectral_theorem.chainfile import save_chain
 from spectral_theorem.claims import CLAIMS
@@ -54,7 +54,7 @@ def test_every_slack_lies_where_mpmath_finds_it(comparison, case):
 def test_the_comparison_can_fail(comparison, monkeypatch):
     chain = make_chain("plain", shape=(3, 3, 2), seed=1)
     monkeypatch.setattr(
-        BallChain, "paper", lambda self, honest=BallChain.paper: honest(self) * (1 + balls.number(1e-30))
+        BallBounds, "paper", lambda self, honest=BallBounds.paper: honest(self) * (1 + balls.number(1e-30))
     )
     assert any("telescoping_paper" in said for said in comparison.compared(chain)[1])
 
