@@ -197,6 +197,10 @@ class Falsify:
     """Random starts side by side."""
     steps: int = 64
     """Gradient steps from each start."""
+    tightness: bool = False
+    """Look for how much of each bound is attained at given scalars, instead of counterexamples."""
+    fix: Annotated[str | None, arg(metavar="SCALARS", help_behavior_hint="(default: a grid)")] = None
+    """With --tightness: which scalars, such as kappa=0.9:0.99,xi=0.1,layers=4:8; also sigma and gamma."""
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: nothing is written)")] = None
     """Folder for the record, finds and tightest chains; the same command goes on where it was stopped."""
     json: bool = False
