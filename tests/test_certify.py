@@ -104,9 +104,9 @@ def test_a_decomposition_that_is_off_says_so(monkeypatch):
 @pytest.mark.parametrize(
     ("claim", "wrong"),
     [
-        ("residual_transfer", lambda c, by: c.transfer() * (1 - by) - balls.frobenius(c.residual)),
-        ("row_exact_upper", lambda c, by: c.row_exact()[1] * (1 - by) - balls.frobenius(c.residual)),
-        ("top_k_upper", lambda c, by: c.top_k(2)[1] * (1 - by) - balls.frobenius(c.residual)),
+        ("residual_transfer", lambda c, by: BallBounds(c).transfer() * (1 - by) - balls.frobenius(c.residual)),
+        ("row_exact_upper", lambda c, by: BallBounds(c).row_exact()[1] * (1 - by) - balls.frobenius(c.residual)),
+        ("top_k_upper", lambda c, by: BallBounds(c).top_k(2)[1] * (1 - by) - balls.frobenius(c.residual)),
     ],
 )
 def test_a_bound_wrong_by_little_is_refuted(claim, wrong, shrunk):
