@@ -183,6 +183,8 @@ class Sensitivity:
     """Generated tokens of every clip: so many evenly spaced, a list such as 0,2,5-7, or all."""
     detailed: int = 10
     """Clips for nulls, ablations and perturbations, clean and under the last recipe; 0 leaves these out."""
+    sequences: int = 10
+    """How many of these are decomposed as whole sequences as well, for token against sequence scope."""
     limit: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")] = None
     """How many clips at most, taken evenly from all."""
     seed: int = 0

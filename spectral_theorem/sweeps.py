@@ -326,8 +326,9 @@ def _conclude(
         "table_digest": digest(table),
         "failed": failed,
     }
-    if experiment.figure is not None:
-        _draw(experiment.figure(rows), store, experiment.statement)
+    drawn = None if experiment.figure is None else experiment.figure(rows)
+    if drawn is not None:
+        _draw(drawn, store, experiment.statement)
     run_id = hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=6).hexdigest()
     store.write(SUMMARY, summary_text(run_id, content))
     return verdict, sentence

@@ -167,6 +167,8 @@ def test_standard_errors_cover():
 
 
 def test_too_few_layers_have_no_error():
+    golden = np.log(0.5 * (1 + np.sqrt(5)))  # rounded to one side at every step, it would be off by 4e-14
+    np.testing.assert_allclose(batch_means(np.full((100_000, 2), golden))[0], golden, rtol=1e-15)
     means, errors, count = batch_means(np.ones((10, 2)))
     assert means.tolist() == [1.0, 1.0] and np.isnan(errors).all() and count == 0
 

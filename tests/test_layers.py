@@ -136,6 +136,7 @@ RANK = {
     "constancy": 4,
     "suspicion": 4,
     "layerwise": 5,
+    "sametokens": 6,
     "prediction": 5,
     "tokenchains": 9,
     "chance": 10,
