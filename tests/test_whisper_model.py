@@ -388,9 +388,12 @@ def test_block_injection_is_the_mlp_applied_to_the_cross_injection(model, contex
 # Real blocks.
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_real_blocks_have_the_derivatives_that_differences_show(shared):
-    """Every decoder block at three steps: W by jacfwd, G along 16 directions of the full context."""
+    """Every decoder block at three steps: W by jacfwd, G along 16 directions of the full context.
+
+    `test_real_layers` asks the same of another recording.
+    """
     model = whisper.load(shared / "models" / "whisper-tiny.en-digits", "float64")
     clip = shared / "data" / "fsdd" / "recordings" / "7_jackson_0.wav"
     context, _ = whisper.encode_audio(model, load_audio(clip)[0])
