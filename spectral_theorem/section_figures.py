@@ -338,8 +338,8 @@ def bars_figure(rows: Sequence[tuple[str, float, float, float]], bars: Bars) -> 
     height = 0.21 * len(rows) + 0.75
     with drawing(height) as figure:
         ax = figure.subplots()
-        # names of stresses are of any length
-        left = min(max(0.30, 0.0078 * max((len(label) for label, *_ in rows), default=0)), 0.6)
+        longest = max((len(label) for label, *_ in rows), default=0)  # recipes can be long names
+        left = min(0.6, max(0.30, 0.0078 * longest))
         figure.subplots_adjust(left=left, right=0.98, top=1 - 0.12 / height, bottom=0.5 / height)
         names = list(dict.fromkeys(label.partition(",")[0] for label, *_ in rows))
         for place, (label, value, low, high) in enumerate(rows):
