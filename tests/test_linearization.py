@@ -123,7 +123,7 @@ def test_closed_form_of_an_affine_stack():
 
 def test_the_total_derivative_is_that_of_the_whole_stack(dense):
     layers, (h, c) = stack(), inputs()
-    total = jax.jacrev(lambda c: states_of(layers, h, c)[-1])(c).reshape(WIDTH, -1)
+    total = jax.jit(jax.jacrev(lambda c: states_of(layers, h, c)[-1]))(c).reshape(WIDTH, -1)
     j = jnp.zeros_like(total)
     for w, g in zip(dense.propagators, dense.injections, strict=True):
         j = w @ j + g
@@ -134,7 +134,7 @@ def test_a_first_state_that_depends_on_the_context():
     layers, (_, c) = stack(), inputs()
     first = lambda c: jnp.sin(c.ravel()[:WIDTH])
     chain = st.linearize(layers, None, c, initial=first)
-    total = jax.jacrev(lambda c: states_of(layers, first(c), c)[-1])(c).reshape(WIDTH, -1)
+    total = jax.jit(jax.jacrev(lambda c: states_of(layers, first(c), c)[-1]))(c).reshape(WIDTH, -1)
     j = chain.initial
     for w, g in zip(chain.propagators, chain.injections, strict=True):
         j = w @ j + g
