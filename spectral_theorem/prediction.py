@@ -194,6 +194,16 @@ def _pairs(x: np.ndarray, y: np.ndarray, g: np.ndarray) -> float:
     return won / total if total else float("nan")
 
 
+def _with_both(columns: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """Keep conditions with both outcomes: others, such as sounds without speech, have no pair to tell apart."""
+    if not columns:
+        return columns
+    condition, labels = columns["condition"], columns["hallucinated"]
+    both = [name for name in set(condition.tolist()) if len(set(labels[condition == name].tolist())) == 2]
+    keep = np.isin(condition, both)
+    return {name: column[keep] for name, column in columns.items()}
+
+
 def prediction_section(columns: Mapping[str, np.ndarray], *, among: str = "stressed clips", seed: int = 0) -> Section:
     """Say how well every score tells hallucinated from surviving clips, and what fits do on clips they did not see.
 
@@ -206,11 +216,12 @@ def prediction_section(columns: Mapping[str, np.ndarray], *, among: str = "stres
     Section
         The statement is that λ tells them apart better than the average log-probability.
     """
+    columns = _with_both(columns)
     labels = columns["hallucinated"] if columns else np.zeros(0)
     counts = int(labels.sum()), int(len(labels) - labels.sum())
     if min(counts) < FEWEST:
         why = f"there are {counts[0]} hallucinated and {counts[1]} surviving clips among {among}"
-        return not_computed(ID, TITLE, f"{why}; at least {FEWEST} of each are needed")
+        return not_computed(ID, TITLE, f"{why}, in conditions with both; at least {FEWEST} of each are needed")
     clusters = columns["cluster"]
     speakers, unit = columns["speaker"], "speakers"
     if len(set(speakers.tolist()) - {""}) < 2 or "" in speakers:

@@ -241,6 +241,14 @@ def test_prediction_names_the_better_detector_and_says_n_speakers():
     assert prediction_section(few).verdict == "NOT COMPUTED" and "4 hallucinated" in prediction_section(few).why
 
 
+def test_sounds_without_speech_have_no_pair_and_change_nothing():
+    clips = scored(logprob=2.0)
+    noise = scored(seed=1, n=20) | {"condition": np.full(20, "no speech"), "speaker": np.full(20, "")}
+    noise |= {"hallucinated": np.ones(20), "cluster": np.asarray([f"sound{i}" for i in range(20)])}
+    joined = prediction_section({name: np.concatenate([x, noise[name]]) for name, x in clips.items()})
+    assert joined == prediction_section(clips) and "speakers" in joined.sentence
+
+
 def test_held_out_scores_do_not_learn_from_their_own_group():
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(6), 20)
