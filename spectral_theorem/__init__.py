@@ -54,10 +54,12 @@ _HOME = {
     "kirchhoff_index": "observables",
     "kirchhoff_scale_free": "observables",
     "observe": "observables",
+    "Monitor": "monitor",
     "pooled": "pooling",
     "pooled_change": "pooling",
 }
 _MODULES = (
+    "alarms",
     "association",
     "audio",
     "behaviour",
@@ -77,6 +79,7 @@ _MODULES = (
 
 if TYPE_CHECKING:
     from . import (
+        alarms,
         association,
         audio,
         behaviour,
@@ -100,6 +103,7 @@ if TYPE_CHECKING:
     from .deep import stream
     from .linearization import OperatorChain, linearize, operators
     from .manychains import verify_batches
+    from .monitor import Monitor
     from .observables import (
         effective_rank,
         kirchhoff_index,

@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 
 from .lanczos import Leading, SingularTriplets, leading_eigenpairs, singular_triplets
 from .tokenwise import Granularity, chain_layers, judge_token, probe_rows, value_grams
+from .triplets import assemble
 from .types import Thresholds, container, refuse
 from .verification import Verification
 from .whisper.rows import injection_gramian
@@ -137,13 +138,13 @@ def _checked_tolerance(tolerance: float | None, dtype: Any) -> float:
 
 
 def layer_triplets(
-    f: TokenFactors, part: Part = "block", *, top: int = 2, tolerance: float | None = None, start: Any = None
+    f: TokenFactors, part: Part = "block", *, top: int = 2, tolerance: float | None = None, **more: Any
 ) -> SingularTriplets:
     """Return the leading singular triplets of one layer's propagator at all tokens, matrix-free.
 
     Parameters
     ----------
-    f : factors of a block. part : of it. top, tolerance, start : as in `singular_triplets`.
+    f : factors of a block. part : of it. top, tolerance : as in `singular_triplets`. more : other options of it.
 
     Returns
     -------
@@ -161,8 +162,46 @@ def layer_triplets(
         key=jax.random.key(0),
         top=min(top, width),
         tolerance=tolerance,
-        start=start,
+        **more,
     )
+
+
+@jax.jit
+def layer_quantities(found: Sequence[SingularTriplets]) -> dict[str, Any]:
+    """Return what the triplets of neighbouring layers say at every token, with errors.
+
+    Parameters
+    ----------
+    found : of every layer, from `layer_triplets`, T tokens each.
+
+    Returns
+    -------
+    dict
+        (T, L) each: `sigma1`, `sigma2`, `xi`, `kappa_abs`, `lam` and their `_error`, `resolved`. The last layer has no
+        coupling: NaN. What did not converge has an infinite error.
+    """
+
+    def one(found: Any) -> dict[str, Any]:
+        residual = jnp.where(found.converged, found.residual, jnp.inf)
+        t = assemble(
+            found.sigma, found.sigma, found.U, found.V, residual=residual, certified=jnp.zeros_like(found.converged)
+        )
+        last = lambda x: jnp.concatenate([x, jnp.full((1,), jnp.nan, x.dtype)])
+        return {
+            "sigma1": t.sigma[:, 0],
+            "sigma1_error": t.sigma_error,
+            "sigma2": t.sigma[:, 1],
+            "sigma2_error": t.sigma2_error,
+            "xi": t.xi,
+            "xi_error": t.xi_error,
+            "kappa_abs": last(jnp.abs(t.kappa)),
+            "kappa_abs_error": last(t.kappa_error),
+            "lam": last(t.lam),
+            "lam_error": last(t.lam_error),
+            "resolved": t.resolved.astype(t.u.dtype),
+        }
+
+    return jax.vmap(one)(jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *found))
 
 
 def injection_triplets(

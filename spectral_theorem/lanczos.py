@@ -83,6 +83,7 @@ def leading_eigenpairs(
     most: int | None = None,
     start: Any = None,
     block: int = 2,
+    look: int = _FIRST,
 ) -> Leading:
     r"""Estimate the leading eigenpairs of N symmetric positive semidefinite operators at once.
 
@@ -100,6 +101,7 @@ def leading_eigenpairs(
     start : (N, m, D), optional
         First rows, for instance the vectors of the previous token; at least one more row is random.
     block : columns of the block, at least 2 (at least `top` finds ties among the top).
+    look : vectors in the basis before the residuals are looked at; fewer pay where `start` is good.
 
     Returns
     -------
@@ -115,7 +117,7 @@ def leading_eigenpairs(
     -----
     Full orthogonalisation, twice per block. A direction in which the space cannot grow is replaced by a
     random one, so an invariant space does not end the search. For D at most 64, or a basis that would
-    reach D, S is written down and decomposed instead. Looks at the residuals after 16 vectors and then
+    reach D, S is written down and decomposed instead. Looks at the residuals after `look` vectors and then
     after every 4; the basis doubles until all N are converged or `most` is reached.
 
     Eigenvalues of S below eps times the first are noise. The loop over basis sizes is Python; its parts
@@ -151,13 +153,13 @@ def leading_eigenpairs(
     apply = apply if isinstance(apply, Partial) else Partial(apply)
     most = 192 if most is None else most
     block = max(block, 1 if start is None else start.shape[1] + 1)
-    first = max(3 * _FIRST, 2 * (top + 1))
-    capacity = -(-(first if most >= 2 * first else max(most, first)) // block) * block
+    first, least = max(3 * _FIRST, 2 * (top + 1)), 2 * (top + 1)
+    capacity = -(-(first if most >= 2 * first else max(most, least)) // block) * block
     if width <= 64 or capacity >= width:
         return _whole_space(apply, jnp.eye(width, dtype=dtype), count=count, top=top)
     basis = _begin(apply, key, start, count=count, width=width, block=block, capacity=capacity, dtype=dtype.name)
     while True:
-        basis, found = _grow(apply, basis, key, tolerance, top=top)
+        basis, found = _grow(apply, basis, key, tolerance, top=top, look=look)
         if 2 * capacity > most or bool(found.converged.all()):
             return found
         if 2 * capacity >= width:
@@ -303,8 +305,8 @@ def _look(basis: _Basis, tolerance: Any, *, top: int) -> tuple[Any, Any, Any, An
     return values, turns, residual, converged
 
 
-@functools.partial(jax.jit, static_argnames="top")
-def _grow(apply: Any, basis: _Basis, key: Any, tolerance: Any, *, top: int) -> tuple[_Basis, Leading]:
+@functools.partial(jax.jit, static_argnames=("top", "look"))
+def _grow(apply: Any, basis: _Basis, key: Any, tolerance: Any, *, top: int, look: int) -> tuple[_Basis, Leading]:
     """Extend until all are converged or the basis is full; then read off the leading pairs."""
     capacity, b = basis.rows.shape[1], basis.block.shape[1]
     step = functools.partial(_step, apply, key)
@@ -317,7 +319,7 @@ def _grow(apply: Any, basis: _Basis, key: Any, tolerance: Any, *, top: int) -> t
         basis = several(basis, jnp.minimum(basis.size + -(-_SEGMENT // b) * b, capacity))
         return basis, _look(basis, tolerance, top=top)[3].all()
 
-    basis = several(basis, jnp.minimum(_FIRST, capacity))
+    basis = several(basis, jnp.minimum(look, capacity))
     ready = _look(basis, tolerance, top=top)[3].all()
     basis, _ = jax.lax.while_loop(lambda s: ~s[1] & (s[0].size < capacity), more, (basis, ready))
     values, turns, residual, converged = _look(basis, tolerance, top=top)
@@ -343,6 +345,7 @@ def singular_triplets(
     most: int | None = None,
     start: Any = None,
     block: int = 2,
+    look: int = _FIRST,
 ) -> SingularTriplets:
     r"""Estimate the leading singular triplets of N operators at once, with observed residuals.
 
@@ -352,7 +355,7 @@ def singular_triplets(
     ----------
     push, pull : functions (N, b, D) -> (N, b, M) and back, :math:`W_n` and its transpose on rows.
     tolerance : residual to reach, relative to :math:`\sigma_1`; default 64 eps.
-    count, width, dtype, key, top, most, start, block : as in `leading_eigenpairs`; `start` are guesses of v.
+    count, width, dtype, key, top, most, start, block, look : as in `leading_eigenpairs`; `start` are guesses of v.
 
     Returns
     -------
@@ -394,6 +397,7 @@ def singular_triplets(
         most=most,
         start=start,
         block=block,
+        look=look,
     )
     return _finished(operator, found, 64 * eps if tolerance is None else tolerance, top=top)
 

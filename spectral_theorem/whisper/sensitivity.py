@@ -171,29 +171,45 @@ def _crossing(parameters: Parameters, c: Float[Array, "frames width"], heads: in
     return jnp.swapaxes(k, 0, 1), v, jnp.swapaxes(v, 0, 1), jnp.transpose(v, (1, 2, 0))
 
 
-@jax.jit
-def _block_factors(
-    parameters: Parameters, x: Float[Array, "n width"], positions: Int[Array, " T"], crossing: tuple[Array, ...]
+def block_factors(
+    parameters: Parameters,
+    x: Float[Array, "n width"],
+    positions: Int[Array, " T"],
+    crossing: tuple[Array, ...],
+    past: tuple[Array, Array, Int[Array, " n"]] | None = None,
 ) -> tuple[Float[Array, "n width"], TokenFactors]:
-    """Run one block over the sequence, and return its output and its factors at the positions, without parameters."""
+    """Run one block over rows, and return its output and its factors at some of them, without parameters.
+
+    Parameters
+    ----------
+    parameters : of the block.
+    x : (n, D)  residual stream before it.
+    positions : (T,)  rows whose factors are wanted.
+    crossing : cross-attention's keys (H, F, i), and its values as (F, H, i), (H, F, i) and (H, i, F).
+    past : self-attention's keys and values (m, H, i) of all places, those of the rows among them, and the place of
+        every row; by default the rows are all there is, in order.
+    """
     k, values, v, turned = crossing
     heads = k.shape[0]
     at = lambda tree: jax.tree.map(lambda leaf: leaf[positions], tree)
+    places = positions if past is None else past[2][positions]
 
     first, y = _normalised(parameters["self_attn_layer_norm"], x)
     attention = parameters["self_attn"]
-    q, (own_k, own_v) = blocks.queries(attention, y, heads), blocks.keys_values(attention, y, heads)
-    seen = jnp.tri(x.shape[0], dtype=bool)[:, None]
+    q = blocks.queries(attention, y, heads)
+    own_k, own_v = blocks.keys_values(attention, y, heads) if past is None else past[:2]
+    until = jnp.arange(x.shape[0]) if past is None else past[2]
+    seen = (jnp.arange(own_k.shape[0]) <= until[:, None])[:, None]
     p = blocks.softmax(jnp.where(seen, _sum("nhi,jhi->nhj", q, own_k), -jnp.inf))
     out = _sum("nhj,jhi->nhi", p, own_v)
     x = x + blocks.linear(attention["out_proj"], _flat(out))
     own_q, own_p, own_out = at((q, p, out))
-    weight = jnp.take_along_axis(own_p, positions[:, None, None], axis=2)[:, :, 0]
+    weight = jnp.take_along_axis(own_p, places[:, None, None], axis=2)[:, :, 0]
     own = AttentionFactors(
         mixing=_sum("thj,tjha,jhb->thab", own_p, own_v - own_out[:, None], own_k),
         query=own_q,
         weight=weight,
-        spread=weight[:, :, None] * (own_v[positions] - own_out),
+        spread=weight[:, :, None] * (own_v[places] - own_out),
         key=_looked_for(attention, own_q),
     )
 
@@ -237,6 +253,9 @@ def _block_factors(
     )
 
 
+_block_factors = jax.jit(block_factors)
+
+
 def _looked_for(parameters: Parameters, q: Float[Array, "T heads size"]) -> Float[Array, "T heads width"]:
     """Return the vectors that the scaled queries are compared with, before the key projection."""
     return _sum("dhi,thi->thd", _by_head(parameters["k_proj"]["kernel"], q.shape[1]), q)
@@ -272,15 +291,27 @@ def with_rows_in_mind(f: TokenFactors) -> TokenFactors:
     A processor repacks a kernel at every product, which for few rows is most of the work, and reads it faster along
     the axis that is summed over. Worth its memory where many products follow.
     """
-    parameters: dict[str, Any] = {name: dict(inside) for name, inside in f.parameters.items()}
-    place = lambda path: functools.reduce(lambda tree, name: tree[name], path, parameters)
-    turned = _transposed([place(path)["kernel"] for path in _MET_BY_ROWS])
-    for path, kernel in zip(_MET_BY_ROWS, turned, strict=True):
-        place(path[:-1])[path[-1]] = {**place(path), "turned": kernel}
     mixing = {
         name: dataclasses.replace(a, turned=_swapped(a.mixing)) for name, a in (("own", f.own), ("cross", f.cross))
     }
-    return dataclasses.replace(f, parameters=parameters, **mixing)
+    return dataclasses.replace(f, parameters=kernels_for_rows(f.parameters), **mixing)
+
+
+def kernels_for_rows(parameters: Parameters) -> Parameters:
+    """Return a block's parameters with a transposed copy beside every kernel that rows meet; those that have one stay.
+
+    Parameters
+    ----------
+    parameters : of one decoder block.
+    """
+    if "turned" in parameters["fc1"]:
+        return parameters
+    found: dict[str, Any] = {name: dict(inside) for name, inside in parameters.items()}
+    place = lambda path: functools.reduce(lambda tree, name: tree[name], path, found)
+    turned = _transposed([place(path)["kernel"] for path in _MET_BY_ROWS])
+    for path, kernel in zip(_MET_BY_ROWS, turned, strict=True):
+        place(path[:-1])[path[-1]] = {**place(path), "turned": kernel}
+    return found
 
 
 _MET_BY_ROWS = (
