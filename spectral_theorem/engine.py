@@ -240,6 +240,54 @@ def _maps(part: Part) -> tuple[Any, Any, Any]:
     return (lambda f: Partial(forward, f), lambda f: Partial(backward, f), lambda f: Partial(gramian, f))
 
 
+def leading_triplets(f: TokenFactors, start: Any, *, tolerance: float, most: int) -> SingularTriplets:
+    """Return the leading singular triplet of a block at all tokens, few products from a good start.
+
+    Parameters
+    ----------
+    f : factors of the block. start : (T, D) first guesses of v.
+    tolerance, most : as in `singular_triplets`; it can be traced where `most` is below 96.
+
+    Returns
+    -------
+    SingularTriplets
+        With leading axis T, one triplet each; the second singular value is an estimate from below.
+
+    Notes
+    -----
+    Eigenpairs of the Gram matrix and one product more, which is enough where tolerance is far above rounding.
+    """
+    tokens, width = f.state.shape
+    found = leading_eigenpairs(
+        Partial(_gramian, f),
+        count=tokens,
+        width=width,
+        dtype=f.state.dtype,
+        key=jax.random.key(0),
+        top=1,
+        tolerance=tolerance,
+        start=start[:, None],
+        look=2,
+        most=most,
+    )
+    v = found.vector[:, :1]
+    image = push(f, v)
+    sigma = jnp.linalg.norm(image, axis=2)
+    safe = jnp.where(sigma > 0, sigma, 1.0)
+    return SingularTriplets(
+        sigma=jnp.concatenate([sigma, jnp.sqrt(found.value[:, 1:])], axis=1),
+        U=jnp.swapaxes(image / safe[:, :, None], 1, 2),
+        V=jnp.swapaxes(v, 1, 2),
+        residual=found.residual[:, 0] / safe[:, 0],
+        size=found.size,
+        converged=found.converged,
+    )
+
+
+def _gramian(f: TokenFactors, x: Any) -> Any:
+    return pull(f, push(f, x))
+
+
 def _push(part: Part, f: TokenFactors, x: Any) -> Any:
     return push(f, x, part)
 

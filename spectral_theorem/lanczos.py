@@ -101,7 +101,8 @@ def leading_eigenpairs(
     start : (N, m, D), optional
         First rows, for instance the vectors of the previous token; at least one more row is random.
     block : columns of the block, at least 2 (at least `top` finds ties among the top).
-    look : vectors in the basis before the residuals are looked at; fewer pay where `start` is good.
+    look : vectors in the basis before the residuals are looked at; fewer pay where `start` is good. Below 4, also
+        those between two looks.
 
     Returns
     -------
@@ -316,7 +317,7 @@ def _grow(apply: Any, basis: _Basis, key: Any, tolerance: Any, *, top: int, look
 
     def more(state: Any) -> Any:
         basis, _ = state
-        basis = several(basis, jnp.minimum(basis.size + -(-_SEGMENT // b) * b, capacity))
+        basis = several(basis, jnp.minimum(basis.size + -(-min(_SEGMENT, look) // b) * b, capacity))
         return basis, _look(basis, tolerance, top=top)[3].all()
 
     basis = several(basis, jnp.minimum(look, capacity))

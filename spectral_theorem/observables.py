@@ -240,11 +240,11 @@ class Slopes:
     alpha, error, r2, modes : as in `Slope`. failed : place in `REASONS`; 0 means that the fit is OK.
     """
 
-    alpha: np.ndarray
-    error: np.ndarray
-    r2: np.ndarray
-    failed: np.ndarray
-    modes: np.ndarray
+    alpha: Any
+    error: Any
+    r2: Any
+    failed: Any
+    modes: Any
 
 
 # what a fit may fail by, the first that applies
@@ -389,7 +389,7 @@ def _plain(value: Any) -> Any:
     return float(value) if np.ndim(value) == 0 else value
 
 
-def _lines(x: np.ndarray, y: np.ndarray, used: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, ...]:
+def _lines(x: np.ndarray, y: np.ndarray, used: np.ndarray, n: Any) -> tuple[Any, ...]:
     """Return slopes, R², residuals and spreads of x of the least-squares lines through the points in use."""
     mean = lambda values: (values * used).sum(-1, keepdims=True) / n[..., None]
     off, height = (x - mean(x)) * used, (y - mean(y)) * used

@@ -155,7 +155,7 @@ class Monitor:
     """Use the largest so many eigenvalues."""
     every: int = 8
     """Measure lambda at every so-manieth token; 0 never does."""
-    tolerance: float = 1e-3
+    tolerance: float = 1e-2
     """Residual of the singular triplets to reach, relative to sigma1."""
     clean: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: no alarms)")] = None
     """Record of clean clips, from an earlier --out: sets thresholds."""
@@ -163,7 +163,7 @@ class Monitor:
     """Share of clips like the clean ones that may raise an alarm."""
     signals: str = "low_rank,steep,unlikely"
     """What alarms listen to: low_rank, high_rank, steep, flat, low_gain, high_gain, unlikely."""
-    group: int = 8
+    group: int = 16
     """Tokens at once: fewer are seen sooner, more cost less."""
     dtype: Dtype = "float32"
     """Precision of model and gains."""

@@ -49,7 +49,7 @@ def context(model):
 
 @pytest.fixture(scope="module")
 def monitor(model):
-    return Monitor(model, window=9, modes=6, every=3, tolerance=1e-9, group=4)
+    return Monitor(model, window=9, modes=6, every=3, tolerance=1e-2, group=4)
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +98,18 @@ def test_gains_are_those_of_the_offline_route(model, context, steps):
     sequence = [*LONG.prompt, *(step.token for step in steps)]
     factors = token_factors(model, context, sequence, [step.position for step in measured])
     exact = layer_quantities([layer_triplets(f) for f in factors])
-    for name in ("sigma1", "xi", "kappa_abs", "lam"):
-        ours = np.stack([step.gains[name] for step in measured])
-        assert np.allclose(ours, exact[name], rtol=1e-6, atol=1e-8, equal_nan=True), name
-    assert all(np.isfinite(step.gains["lam_error"][:-1]).all() for step in measured)
+    ours = lambda name: np.stack([step.gains[name] for step in measured])
+    # values are off by squares of what vectors are off by
+    for name, near in (("sigma1", 1e-3), ("xi", 2e-2), ("kappa_abs", 2e-2)):
+        assert np.allclose(ours(name), exact[name], rtol=near if name == "sigma1" else 0, atol=near, equal_nan=True)
+    off, allowed = np.abs(ours("lam") - exact["lam"]), ours("lam_error") + np.asarray(exact["lam_error"])
+    assert (off <= allowed)[:, :-1].all()
+
+
+def test_a_tight_tolerance_is_said_not_to_be_met(model, context):
+    tight = Monitor(model, every=8, tolerance=1e-12, group=4)
+    errors = [step.gains["lam_error"][0] for step in tight.watch_context(context) if step.gains is not None]
+    assert errors and all(np.isinf(errors)), "the basis is full before this is reached"
 
 
 def test_single_precision_rows_give_what_their_singular_values_give():
@@ -237,7 +245,7 @@ def test_files_that_are_no_record_are_refused(tmp_path, content):
         read_lines(path)
 
 
-def test_sigterm_ends_the_command_with_75_and_keeps_the_lines(clips, tmp_path, monkeypatch, capsys):
+def test_sigterm_keeps_the_lines(clips, tmp_path, monkeypatch):
     real = monitored.Monitor.watch
 
     def stopping(self, audio, **options):
@@ -248,8 +256,8 @@ def test_sigterm_ends_the_command_with_75_and_keeps_the_lines(clips, tmp_path, m
 
     monkeypatch.setattr(monitored.Monitor, "watch", stopping)
     path = tmp_path / "a.jsonl"
-    code = cli.main(["monitor", "carried", str(clips[0]), "--group", "2", "--every", "2", "--out", str(path)])
-    assert code == 75
+    with pytest.raises(cli.Stopped), cli._stop_on_sigterm():
+        run(clips[:1], path)
     assert [line["kind"] for line in read_lines(path)] == ["monitor", "step", "step", "stopped"]
     assert read_lines(path)[-1]["by"] == "Stopped"
 

@@ -45,5 +45,5 @@ def newest_factors(
     x : after the block. factors : of the block, T tokens.
     """
     past: tuple[Any, ...] = (jnp.swapaxes(cache.keys[0], 0, 1), jnp.swapaxes(cache.values[0], 0, 1), places)
-    x, found = block_factors(parameters, x, jnp.arange(x.shape[0]), crossing, past)
+    x, found = block_factors(parameters, x, jnp.arange(x.shape[0]), crossing, past, few=True)
     return x, dataclasses.replace(found, parameters=parameters)

@@ -46,6 +46,7 @@ class AttentionFactors:
     spread : (T, H, i)  weight times :math:`V_t - o`.
     key : (T, H, D)  :math:`W_K^{h\top} q_h`, for the scaled query.
     turned : (T, H, i, i), optional  `mixing` with its last axes swapped, for `with_rows_in_mind`.
+    frames : `Frames` in place of `mixing`, which is None then; for few products.
     """
 
     mixing: Any
@@ -54,6 +55,22 @@ class AttentionFactors:
     spread: Any
     key: Any
     turned: Any = None
+    frames: Any = None
+
+
+@container
+class Frames:
+    r"""Hold what an attention looks at, so that products with :math:`\sum_j p_j (V_j-o) K_j^\top` go through it.
+
+    Attributes
+    ----------
+    weights : (H, T, m)  p. keys, values : (H, m, i). output : (H, T, i)  o.
+    """
+
+    weights: Any
+    keys: Any
+    values: Any
+    output: Any
 
 
 @container
@@ -177,6 +194,8 @@ def block_factors(
     positions: Int[Array, " T"],
     crossing: tuple[Array, ...],
     past: tuple[Array, Array, Int[Array, " n"]] | None = None,
+    *,
+    few: bool = False,
 ) -> tuple[Float[Array, "n width"], TokenFactors]:
     """Run one block over rows, and return its output and its factors at some of them, without parameters.
 
@@ -188,6 +207,7 @@ def block_factors(
     crossing : cross-attention's keys (H, F, i), and its values as (F, H, i), (H, F, i) and (H, i, F).
     past : self-attention's keys and values (m, H, i) of all places, those of the rows among them, and the place of
         every row; by default the rows are all there is, in order.
+    few : whether so few products follow that forming `mixing` would cost more than it spares.
     """
     k, values, v, turned = crossing
     heads = k.shape[0]
@@ -205,8 +225,10 @@ def block_factors(
     x = x + blocks.linear(attention["out_proj"], _flat(out))
     own_q, own_p, own_out = at((q, p, out))
     weight = jnp.take_along_axis(own_p, places[:, None, None], axis=2)[:, :, 0]
+    by_head = lambda x: jnp.swapaxes(x, 0, 1)
     own = AttentionFactors(
-        mixing=_sum("thj,tjha,jhb->thab", own_p, own_v - own_out[:, None], own_k),
+        mixing=None if few else _sum("thj,tjha,jhb->thab", own_p, own_v - own_out[:, None], own_k),
+        frames=Frames(*map(by_head, (own_p, own_k, own_v, own_out))) if few else None,
         query=own_q,
         weight=weight,
         spread=weight[:, :, None] * (own_v[places] - own_out),
@@ -229,7 +251,8 @@ def block_factors(
         return jax.lax.map(of_token, (p, o), batch_size=min(_TOKENS_AT_ONCE, p.shape[0]))
 
     cross = AttentionFactors(
-        mixing=jnp.swapaxes(jax.lax.map(mixing, (p, turned, k, jnp.swapaxes(out, 0, 1))), 0, 1),
+        mixing=None if few else by_head(jax.lax.map(mixing, (p, turned, k, by_head(out)))),
+        frames=Frames(p, k, v, by_head(out)) if few else None,
         query=q,
         weight=jnp.zeros_like(weight),
         spread=jnp.zeros_like(out),
@@ -292,7 +315,8 @@ def with_rows_in_mind(f: TokenFactors) -> TokenFactors:
     the axis that is summed over. Worth its memory where many products follow.
     """
     mixing = {
-        name: dataclasses.replace(a, turned=_swapped(a.mixing)) for name, a in (("own", f.own), ("cross", f.cross))
+        name: a if a.mixing is None else dataclasses.replace(a, turned=_swapped(a.mixing))
+        for name, a in (("own", f.own), ("cross", f.cross))
     }
     return dataclasses.replace(f, parameters=kernels_for_rows(f.parameters), **mixing)
 
@@ -331,9 +355,29 @@ def _after(parameters: Any, x: Any) -> Any:
 
 def _mixed(attention: AttentionFactors, q: Any) -> Any:
     """Return what queries of every head become, (T, b, H, i)."""
+    if attention.frames is not None:
+        f, rows = attention.frames, jnp.moveaxis(q, 2, 0)  # (H, T, b, i)
+        moved = _rows_times(rows, jnp.swapaxes(f.keys, 1, 2)) * f.weights[:, :, None]
+        out = _rows_times(moved, f.values) - moved.sum(-1, keepdims=True) * f.output[:, :, None]
+        return jnp.moveaxis(out, 0, 2)
     if attention.turned is None:
         return _sum("thij,tbhj->tbhi", attention.mixing, q)
     return _sum("thji,tbhj->tbhi", attention.turned, q)
+
+
+def _mixed_back(attention: AttentionFactors, z: Any) -> Any:
+    """Apply the transpose of `_mixed`."""
+    if attention.frames is None:
+        return _sum("thij,tbhi->tbhj", attention.mixing, z)
+    f, rows = attention.frames, jnp.moveaxis(z, 2, 0)
+    seen = _rows_times(rows, jnp.swapaxes(f.values, 1, 2)) - (rows * f.output[:, :, None]).sum(-1, keepdims=True)
+    return jnp.moveaxis(_rows_times(seen * f.weights[:, :, None], f.keys), 0, 2)
+
+
+def _rows_times(x: Any, y: Any) -> Any:
+    """Multiply (H, T, b, n) by (H, n, m): rows of all tokens share one product per head."""
+    heads, tokens, many, n = x.shape
+    return _matmul(x.reshape(heads, tokens * many, n), y).reshape(heads, tokens, many, -1)
 
 
 def _norm_push(norm: NormFactors, gain: Any, x: Any) -> Any:
@@ -371,7 +415,7 @@ def _push_own(f: TokenFactors, x: Any) -> Any:
 def _pull_own(f: TokenFactors, y: Any) -> Any:
     a, p = f.own, f.parameters["self_attn"]
     z = _heads(_matmul(y, p["out_proj"]["kernel"].T), a)
-    q = _sum("thij,tbhi->tbhj", a.mixing, z) * _query_scale(a)
+    q = _mixed_back(a, z) * _query_scale(a)
     v = z * a.weight[:, None, :, None]
     back = sum(_matmul(_flat(r), p[n]["kernel"].T) for r, n in ((q, "q_proj"), (v, "v_proj")))
     back = back + _sum("tbh,thd->tbd", _sum("thi,tbhi->tbh", a.spread, z), a.key)
@@ -388,7 +432,7 @@ def _push_cross(f: TokenFactors, x: Any) -> Any:
 def _pull_cross(f: TokenFactors, y: Any) -> Any:
     a, p = f.cross, f.parameters["encoder_attn"]
     z = _heads(_matmul(y, p["out_proj"]["kernel"].T), a)
-    q = _sum("thij,tbhi->tbhj", a.mixing, z) * _query_scale(a)
+    q = _mixed_back(a, z) * _query_scale(a)
     back = _matmul(_flat(q), p["q_proj"]["kernel"].T)
     return y + _norm_pull(f.norms[1], f.parameters["encoder_attn_layer_norm"]["scale"], back)
 

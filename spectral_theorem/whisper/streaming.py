@@ -21,7 +21,7 @@ from .decode import Going, LoopSettings
 from .model import WhisperModel
 from .passes import Record
 
-GROUP = 8
+GROUP = 16
 
 
 @dataclasses.dataclass(frozen=True)
