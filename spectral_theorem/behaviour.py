@@ -12,7 +12,7 @@ import numpy as np
 from .scoring import longest_loop, normalise, word_errors
 from .types import refuse
 
-Label = Literal["hallucinated", "survived", "omitted", "unflagged"]
+Label = Literal["hallucinated", "survived", "omitted", "unflagged", "cut"]
 Rule = Literal["", "words where nobody speaks", "repetition loop", "unchanged by other audio", "words invented"]
 NO_SPEECH = "words where nobody speaks"
 LOOP = "repetition loop"
@@ -52,7 +52,8 @@ class Behaviour:
     Attributes
     ----------
     label : "hallucinated" when a rule fired; else, where it is known what was said, "survived", or "omitted" when the
-        word error rate is above the limit by words left out; else "unflagged": no reference speaks for the clip.
+        word error rate is above the limit by words left out; else "unflagged": no reference speaks for the clip. "cut"
+        where the model heard the beginning only, and nobody knows which of the words belong to it.
     rule : the first that fired, empty if none.
     word_error_rate : against what was said; infinite for words where nobody speaks.
     invented : words put in or replaced, per word said.
@@ -79,6 +80,7 @@ def hallucinated(
     *,
     agreement: float | None = None,
     similarity: float | None = None,
+    cut: bool = False,
     how: str = "english",
     limits: Limits = _LIMITS,
 ) -> Behaviour:
@@ -89,6 +91,7 @@ def hallucinated(
     transcript : what the model wrote.
     reference : what was said; empty where nobody speaks, None if unknown.
     agreement, similarity : with transcripts of other recordings, from `swapped`; None if there are no others.
+    cut : whether the model heard less than the recording; a rule that needs a reference then says nothing.
     how : normaliser, as `scoring.normalise` takes it.
     limits : where behaviour counts as hallucination.
 
@@ -107,6 +110,8 @@ def hallucinated(
     repeats = longest_loop(heard)[1]
     rate = invented = None
     said_repeats = 0
+    if cut and reference:
+        return Behaviour("cut", "", None, None, repeats, agreement, similarity)
     if reference is not None:
         found = word_errors(reference, transcript, how=how)
         rate, said_repeats = found.rate, longest_loop(normalise(reference, how))[1]

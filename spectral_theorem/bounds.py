@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from .coherence import Coherence, coherence_direction
 from .factors import Factors, transfer_factors
+from .largest import largest_singular_value
 from .path import (
     DominantPath,
     Spine,
@@ -243,7 +244,6 @@ def _top_k(s: Spine, triplets: Triplets, first: int, path: DominantPath) -> dict
     overlap = transpose(right) @ before  # V^T U of the layer before, (n, K, K)
     across = transpose(right) - overlap @ transpose(before)  # V^T (I - U U^T)
     outside = before - right @ overlap  # (I - V V^T) U
-    spectral = lambda x: jnp.linalg.norm(x, ord=2, axis=(-2, -1))
     layers = (
         s.sources,
         sigma,
@@ -251,9 +251,9 @@ def _top_k(s: Spine, triplets: Triplets, first: int, path: DominantPath) -> dict
         right,
         before,
         overlap,
-        spectral(sigma[:, :, None] * overlap),
-        spectral(sigma[:, :, None] * across),
-        spectral(outside),
+        largest_singular_value(sigma[:, :, None] * overlap),
+        largest_singular_value(sigma[:, :, None] * across),
+        largest_singular_value(outside),
     )
 
     def step(state: Any, layer: Any) -> tuple[Any, None]:

@@ -92,12 +92,13 @@ def chain_gains(chain: LayerChain) -> Gains:
     )
 
 
-def log_products(chain: Any) -> Any:
+def log_products(chain: Any, *, one_by_one: bool = False) -> Any:
     r"""Return :math:`\log\|W_L\cdots W_l\|_2` for l = 1..L.
 
     Parameters
     ----------
     chain : propagators (L, D, D).
+    one_by_one : enter LAPACK matrix by matrix, see `triplets.svd_triplets`.
 
     Returns
     -------
@@ -111,4 +112,4 @@ def log_products(chain: Any) -> Any:
     eye = scaled(jnp.eye(chain.width, dtype=chain.dtype))
     _, products = jax.lax.scan(back, eye, chain.propagators, reverse=True)
     # all values in one batched call: inside the scan LAPACK would be entered layer by layer with a fresh workspace
-    return log_of(largest_singular_value(products.value)) + products.log
+    return log_of(largest_singular_value(products.value, one_by_one=one_by_one)) + products.log

@@ -16,6 +16,7 @@ from .group_sections import hallucinated_section, label_table, layer_changes
 from .material import material, recipe_of
 from .paper_tables import paper_section
 from .runs import RunFolder
+from .sametokens import same_token_columns, same_token_section
 from .sections import Section, not_computed
 from .spectra import LEAST_POOLED, Place, spectra, spectra_change, spectra_difference
 from .spectral_sections import (
@@ -170,6 +171,7 @@ def sections_of(
         found.append(_baseline(study, changes, modes, seed=seed))
         found.append(divergence_section(changes, modes))
         found.append(paper_section({k: component_rows(changes_of(changes), k) for k in modes}, label))
+    found.append(same_token_section(same_token_columns(study.cells, CLEAN), seed=seed))
     found.append(hallucinated_section(study.cells, STRESSED, modes, seed=seed))
     found.append(suspicion_section(study.cells, CLEAN))
     return found

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from .sections import Columns, as_cells, mean_of, rows_where
-from .statistics import Change, change_of, corrected
+from .sections import LEVEL, Columns, as_cells, mean_of, rows_where
+from .statistics import Change, change_of, corrected, smallest_detectable
 from .tables import Column, Table
 
 # quantity → how it is written, and its unit
@@ -74,6 +74,40 @@ def contrasts(
             if values.size:
                 found[variant, quantity] = change_of(values, clusters=clusters, seed=seed)
     return found
+
+
+def clusters_needed(found: Change) -> int | None:
+    r"""Say how many clusters it would take, at least, to see a change of this size in four of five samples.
+
+    Parameters
+    ----------
+    found : judged on the clusters there are.
+
+    Returns
+    -------
+    int or None
+        From the spread that these clusters have, and no fewer than a test by flipping signs can decide with
+        (:math:`2^{1-n}` below the level); None where there is no change to be seen. One cluster has no spread: then
+        only the second is known.
+
+    Examples
+    --------
+    >>> clusters_needed(change_of([0.5])), clusters_needed(change_of([0.0, 0.0]))
+    (6, None)
+    >>> rng = np.random.default_rng(0)
+    >>> clusters_needed(change_of(0.2 + rng.normal(size=30))) > 30
+    True
+    """
+    least = int(np.ceil(1 - np.log2(LEVEL)))
+    if found.value == 0:
+        return None
+    if not found.smallest_detectable > 0:
+        return least
+    spread = found.smallest_detectable / smallest_detectable(1.0, found.n) * np.sqrt(found.n)
+    needed = max(least, int((2.8 * spread / abs(found.value)) ** 2))  # 2.8 is for any number; fewer need more
+    while smallest_detectable(spread / np.sqrt(needed), needed) > abs(found.value):
+        needed += 1
+    return needed
 
 
 def contrast_table(

@@ -354,5 +354,6 @@ def batch_means(logs: Any) -> tuple[np.ndarray, np.ndarray, int]:
     if length < 2:
         return logs.mean(axis=0), np.full(logs.shape[1], np.nan), 0
     count = batches - 1
-    each = logs[-count * length :].reshape(count, length, -1).mean(axis=1)
-    return each.mean(axis=0), each.std(axis=0, ddof=1) / math.sqrt(count), count
+    # along contiguous memory NumPy sums in pairs; across it, equal numbers would all be rounded to the same side
+    each = np.ascontiguousarray(logs[-count * length :].T).reshape(-1, count, length).mean(axis=-1)
+    return each.mean(axis=-1), each.std(axis=-1, ddof=1) / math.sqrt(count), count

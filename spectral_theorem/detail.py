@@ -22,7 +22,7 @@ from .whisper import WhisperModel, encode_audio
 
 FOLDER = "detail"
 TOPICS = ("chance", "ablations", "attraction")
-SEQUENCES = 1  # clips whose whole sequence is decomposed as well: it costs as much as all the rest
+SEQUENCES = 10  # clips whose whole sequence is decomposed as well: exact tests decide from six
 
 
 def spread_over(names: Sequence[str], speakers: Sequence[str], clusters: Sequence[str], count: int) -> list[str]:
@@ -58,6 +58,7 @@ def detail(
     steps: str = "2",
     draws: int = 1,
     directions: int = 4,
+    sequences: int = SEQUENCES,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
@@ -69,6 +70,7 @@ def detail(
     sounds : labels (clip, cluster, speaker, condition) and a function that reads the samples, for each.
     folder : of the run. key : files made under another are made again.
     steps : tokens of each clip, as `spaced_steps` takes it. draws : of random nulls. directions : of perturbations.
+    sequences : so many clips are decomposed as whole sequences as well, under the first of their conditions.
     seed : of every random number. progress : called with clips done and in all.
 
     Returns
@@ -79,16 +81,19 @@ def detail(
     place.mkdir(exist_ok=True)
     rows: dict[str, list[dict[str, Any]]] = {topic: [] for topic in TOPICS}
     failed: dict[str, str] = {}
+    whole = _whole(sounds, sequences)
     for number, (labels, load) in enumerate(sounds):
         if progress is not None:
             progress(number, len(sounds))
         file = place / f"{number:04d}.json"
         try:
             samples = np.ascontiguousarray(load(), np.float32)
-            digest = hashlib.blake2b(samples.tobytes() + key.encode(), digest_size=16).hexdigest()
+            asked = key + ", whole" * (number in whole)
+            digest = hashlib.blake2b(samples.tobytes() + asked.encode(), digest_size=16).hexdigest()
             found = _kept(file, digest)
             if found is None:
-                found = closely(model, sounds, number, steps=steps, seed=seed, draws=draws, directions=directions)
+                options: dict[str, Any] = {"draws": draws, "directions": directions, "sequences": sequences}
+                found = closely(model, sounds, number, steps=steps, seed=seed, **options)
                 text = json.dumps({"digest": digest, "rows": json_ready(found)[0]}, allow_nan=False)
                 write_atomically(file, lambda f, text=text: f.write(text.encode()))
         except InputError as problem:
@@ -117,8 +122,8 @@ def closely(
 
     Parameters
     ----------
-    model, sounds, steps, draws, directions, seed : as in `detail`. number : which of the sounds.
-    topics : what to look at. sequences : the first so many are decomposed as whole sequences as well.
+    model, sounds, steps, draws, directions, sequences, seed : as in `detail`. number : which of the sounds.
+    topics : what to look at.
 
     Returns
     -------
@@ -132,11 +137,20 @@ def closely(
         fresh = untrained(root, model)  # one for all clips: the key does not depend on them
         found["chance"] = chance_rows(own, model, clip, fresh=fresh, draws=draws, labels=labels)
     if "ablations" in topics:
-        found["ablations"] = ablation_rows(model, clip, sequence=number < sequences, labels=labels)
+        sequence = number in _whole(sounds, sequences)
+        found["ablations"] = ablation_rows(model, clip, sequence=sequence, labels=labels)
     if "attraction" in topics:
         others = _others(model, sounds, number)
         found["attraction"] = attraction_rows(own, model, clip, others=others, directions=directions, labels=labels)
     return found
+
+
+def _whole(sounds: Sequence[Any], count: int) -> set[int]:
+    """Choose the sounds whose whole sequence is decomposed: the first of each clip, so that clusters are many."""
+    firsts: dict[str, int] = {}
+    for number, (labels, _) in enumerate(sounds):
+        firsts.setdefault(labels["clip"], number)
+    return set(list(firsts.values())[:count])
 
 
 def _others(model: WhisperModel, sounds: Sequence[Any], number: int) -> list[Any]:
@@ -145,7 +159,7 @@ def _others(model: WhisperModel, sounds: Sequence[Any], number: int) -> list[Any
     for other, load in (*sounds[number + 1 :], *sounds[:number]):
         if other["condition"] == labels["condition"] and other["cluster"] != labels["cluster"]:
             try:
-                return [encode_audio(model, load())[0]]
+                return [encode_audio(model, load()[: model.dims.window_samples])[0]]
             except InputError:
                 continue
     return []

@@ -34,7 +34,7 @@ class Experiment:
     config : its frozen dataclass `Config`, every field with a default.
     run : config → list of flat rows; equal configs give equal rows to the bit.
     verdict : rows → ("HOLDS", "VIOLATED" or "UNDECIDED", a sentence).
-    figure : rows → matplotlib figure, or None.
+    figure : rows → matplotlib figure, or None where there is nothing to draw; or no such function.
     cell : (config, key) → mapping of scalars that JAX can trace in the config's float fields, or None. The seed of
         the config is in the key; inside the cell the config has seed 0.
     grid : field → values that a sweep takes when it is told nothing else; empty for one cell.

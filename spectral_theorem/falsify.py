@@ -6,7 +6,6 @@ float64 for a claim of a user's own.
 """
 
 import dataclasses
-import json
 import math
 import os
 import sys
@@ -19,6 +18,7 @@ import jax
 import numpy as np
 
 from . import balls, papers, provenance, targets
+from . import tightness as tight
 from .ballchain import BallChain
 from .certification import certify
 from .chainfile import save_chain
@@ -27,7 +27,8 @@ from .console import Outcome, aligned
 from .ensembles import COUNTEREXAMPLES, gaussian
 from .manifolds import HYPOTHESES, Family, build, distance
 from .search import Round, climb
-from .storage import json_ready, write_atomically
+from .searchfolder import begun, file_name, load, write_record
+from .storage import json_ready
 from .testing import judge
 from .triplets import decompose
 from .types import InputError, LayerChain, Thresholds, Verdict, refuse
@@ -37,6 +38,10 @@ STEPS = 64
 BATCH = 128
 FREE, THEOREM = Family(), Family(keep=frozenset(HYPOTHESES))
 READINGS = "paper"
+# readings of rho < 1, and of rho >= 1: these on chains that keep all of H1 at every point, since a penalty for the
+# least of many gains leads a search away from what it is after
+DISPERSIVE, ATTRACTIVE = ("paper:decay",), ("paper:persistence", "paper:attraction")
+STABLE = frozenset({"gain", "cumulative_gain"})
 SCHEMA = 1
 
 
@@ -65,6 +70,8 @@ def run(
     out: Path | None = None,
     batch: int = BATCH,
     steps: int = STEPS,
+    tightness: bool = False,
+    fix: str | None = None,
 ) -> Outcome:
     """Search until the time or the number of restarts is used up.
 
@@ -78,6 +85,9 @@ def run(
     seed : of every random number.
     out : folder for the record, finds and tightest instances; the same command goes on where it stopped.
     batch, steps : restarts side by side, gradient steps of each.
+    tightness : instead of counterexamples, look for how much of each bound is attained at given scalars; then
+        `restarts` is per bound and point (default `batch`), and time does not matter.
+    fix : which scalars, as `tightness.read_fix` takes them; implies `tightness`.
 
     Returns
     -------
@@ -97,6 +107,12 @@ def run(
     if not 0 <= seed < 2**32:
         refuse(f"--seed {seed}", "a whole number from 0 to 4294967295", "--seed 0")
     balls.flint()  # a find that cannot be checked again is none
+    if tightness or fix is not None:
+        bounds = _bounds(claim)
+        if layers is not None:
+            refuse(f"--layers {layers} with --tightness", "the depths in --fix", f"--fix layers={layers}")
+        given = {"width": width, "context": context, "seed": seed, "out": out}
+        return tight.run(bounds=bounds, fix=fix, starts=restarts or batch, steps=steps, **given)
     hunts, wanted = _hunts(claim, layers=layers, width=width, context=context)
     config = {"claim": claim or "all", "layers": layers, "width": width, "context": context, "seed": seed}
     config |= {"batch": batch, "steps": steps}
@@ -126,16 +142,31 @@ def run(
     return log.outcome()
 
 
+def _bounds(claim: str | None) -> tuple[str, ...]:
+    """Return the bounds that a claim speaks of; all of them where none is named."""
+    if claim in (None, "all"):
+        return tuple(tight.SIDES)
+    found = tuple(name for name, known in tight.CLAIMS.items() if claim in (name, known))
+    if not found:
+        known = ", ".join(tight.CLAIMS.values())
+        refuse(f"--claim {claim} with --tightness", f"all, or one of {known}", "--claim residual_transfer")
+    return found
+
+
 def _hunts(claim: str | None, **shape: int | None) -> tuple[list[Hunt], list[str]]:
     """Return what to search, and the names of the statements that are meant."""
     given = {name: value for name, value in shape.items() if value is not None}
     sized = lambda family: dataclasses.replace(family, **given)
-    built_in, paper = targets.claims(), targets.readings()
+    built_in, readings = targets.claims(), (*DISPERSIVE, *ATTRACTIVE)
     chosen = "all" if claim is None else claim
-    if chosen == READINGS or chosen in paper.names:
-        family = dataclasses.replace(Family(8, 2, 1), **given)
-        names = list(paper.names) if chosen == READINGS else [chosen]
-        return [Hunt("readings", paper, family, _recheck_reading)], names
+    if chosen == READINGS or chosen in readings:
+        names = list(readings) if chosen == READINGS else [chosen]
+        hunts = []
+        for said, keep in ((DISPERSIVE, frozenset()), (ATTRACTIVE, STABLE)):
+            if meant := tuple(name for name in said if name in names):
+                family = dataclasses.replace(Family(8, 2, 1, keep), **given)
+                hunts.append(Hunt("readings", targets.readings(meant), family, _recheck_reading))
+        return hunts, names
     if chosen == "all" or chosen in built_in.names:
         names = list(built_in.names) if chosen == "all" else [chosen]
         free = Hunt("free", built_in, sized(FREE), _recheck_claim)
@@ -145,7 +176,7 @@ def _hunts(claim: str | None, **shape: int | None) -> tuple[list[Hunt], list[str
             return [kept], names
         return [free, kept], names
     if ":" not in chosen:
-        known = ", ".join([*built_in.names, READINGS, *paper.names])
+        known = ", ".join([*built_in.names, READINGS, *readings])
         refuse(f"--claim {chosen}", f"MODULE:FUNCTION, all, or one of {known}", "--claim residual_transfer")
     own = imported(chosen)
     target, family = targets.user(chosen, own), sized(FREE)
@@ -196,7 +227,7 @@ class _Log:
         self.record: dict[str, Any] = {
             "schema": SCHEMA,
             "status": "running",
-            "environment": provenance.environment() | {"cpus": os.cpu_count(), "load_1min": [_load()]},
+            "environment": provenance.environment() | {"cpus": os.cpu_count(), "load_1min": [load()]},
             "config": config,
             "rounds": 0,
             "restarts": 0,
@@ -206,26 +237,7 @@ class _Log:
             "finds": [],
         }
         if out is not None:
-            self._resume(config)
-
-    def _resume(self, config: dict[str, Any]) -> None:
-        assert self.out is not None
-        file = self.out / RECORD
-        if file.exists():
-            try:
-                before = json.loads(file.read_text(encoding="utf-8"))
-                same = before["schema"] == SCHEMA and before["config"] == config
-                missing = [name for name in self.record if name not in before]
-            except (ValueError, KeyError, TypeError, OSError) as problem:
-                said = type(problem).__name__
-                refuse(f"{file}, which cannot be read ({said})", "the record of a search", "another --out")
-            if not same or missing:
-                refuse(f"{self.out}, the folder of another search", "the same options or a new folder", "another --out")
-            self.record = before
-        elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            refuse(f"{self.out}, which holds other files", "a new folder, or that of the same search", "another --out")
-        for part in (self.out, self.out / "finds", self.out / "tightest"):
-            part.mkdir(parents=True, exist_ok=True)
+            self.record = begun(out, RECORD, self.record, ("finds", "tightest"))
 
     def add(self, hunt: Hunt, which: str, found: Round, restarts: int) -> None:
         """Take in one round; chains first, the record that speaks of them last."""
@@ -237,7 +249,7 @@ class _Log:
             ratio, excess = float(found.best[place]), float(found.excess[place])
             if math.isfinite(ratio) and (entry["best_ratio"] is None or ratio > entry["best_ratio"]):
                 entry["best_ratio"] = ratio
-                self._keep(self._chain(hunt, found.numbers, place), name, "tightest", f"{_file(name)}.npz", {})
+                self._keep(self._chain(hunt, found.numbers, place), name, "tightest", f"{file_name(name)}.npz", {})
             if math.isfinite(excess) and (entry["excess"] is None or excess > entry["excess"]):
                 entry["excess"] = excess
             if excess > 1:
@@ -257,7 +269,7 @@ class _Log:
         growth = np.linalg.norm(np.linalg.multi_dot(np.asarray(chain.propagators)[::-1]), 2) ** (1 / chain.depth)
         find = {
             "claim": name,
-            "file": f"finds/{_file(name)}-{entry['refuted']:03d}.npz",
+            "file": f"finds/{file_name(name)}-{entry['refuted']:03d}.npz",
             "round": self.record["rounds"],
             "says": entry["says"],
             "nearest_known": near,
@@ -276,14 +288,13 @@ class _Log:
 
     def _write(self) -> None:
         if self.out is not None:
-            text = json.dumps(json_ready(self.record)[0], indent=1, allow_nan=False) + "\n"
-            write_atomically(self.out / RECORD, lambda file: file.write(text.encode()))
+            write_record(self.out, RECORD, self.record)
 
     def finish(self, seconds: float, rounds: int) -> None:
         """Mark the record as done."""
         self.record["seconds"] += seconds if rounds else 0.0
         if rounds:
-            self.record["environment"]["load_1min"].append(_load())
+            self.record["environment"]["load_1min"].append(load())
         self.record["status"] = "done"
         self._write()
         if sys.stderr.isatty():
@@ -325,15 +336,6 @@ def nearest_known(chain: LayerChain) -> tuple[str, float]:
     away = {name: distance(here, decompose(known.make(8))) for name, known in COUNTEREXAMPLES.items()}
     best = min(away, key=lambda name: away[name])
     return best, away[best]
-
-
-def _load() -> float | None:
-    """Return the load of the last minute, which decides what seconds mean."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
-def _file(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
 
 
 def _progress(log: _Log, which: str, spent: float, seconds: float | None, restarts: int | None) -> None:

@@ -47,6 +47,7 @@ def passing(
     clips: int = 0,
     steps: str = "16",
     dtype: str = "float32",
+    told: bool = False,
     seed: int = 0,
 ) -> Iterator[Study]:
     """Give a study of recordings clean and under one recipe, in a folder that is thrown away; for experiments.
@@ -55,7 +56,7 @@ def passing(
     ----------
     model : checkpoint, or "carried". audio : folder, or "carried" for the clips that the package brings.
     stress, talkers, only, digits, orders : as in `material`; an empty text and 0 stand for none.
-    clips : how many at most, 0 for all. steps, dtype, seed : as in `gather`.
+    clips : how many at most, 0 for all. steps, dtype, told, seed : as in `gather`.
 
     Raises
     ------
@@ -74,7 +75,8 @@ def passing(
     )
     name = str(carried.MODEL) if model == carried.NAME else model
     with tempfile.TemporaryDirectory() as scratch:
-        yield gather(name, found, out=Path(scratch) / "run", steps=steps, seed=seed, dtype=dtype, quiet=True)[0]
+        options: dict[str, Any] = {"steps": steps, "seed": seed, "dtype": dtype, "told": told}
+        yield gather(name, found, out=Path(scratch) / "run", quiet=True, **options)[0]
 
 
 def gather(
@@ -85,13 +87,15 @@ def gather(
     steps: str = "16",
     seed: int = 0,
     dtype: str = "float32",
+    told: bool = True,
     quiet: bool = False,
 ) -> tuple[Study, str]:
     """Load a model, measure all recordings of a material, and return the study with the model's name.
 
     Parameters
     ----------
-    model, out, steps, seed, dtype : as in `run`. found : clips and conditions. quiet : say nothing of the time left.
+    model, out, steps, seed, dtype : as in `run`. found : clips and conditions.
+    told : whether stressed clips are also told the tokens of the clean ones. quiet : say nothing of the time left.
 
     Raises
     ------
@@ -108,6 +112,7 @@ def gather(
         conditions=found.conditions,
         out=out,
         steps=steps,
+        told=told,
         nonspeech=found.nonspeech,
         talkers=found.talkers,
         sounds=found.sounds,
@@ -163,6 +168,7 @@ def provenance_section(study: Study, found: Material, label: str, modes: Sequenc
         ("digest of its weights", d["model_digest"]),
         ("recordings measured", str(len(study.cells))),
         ("recordings that could not be", str(len(study.failed))),
+        ("recordings cut to one window", str(sum(cell.cut for cell in study.cells))),
         ("digest of all sounds", sounds),
         ("conditions", "; ".join(f"{name}: {how}" for name, how in about["conditions"].items())),
         ("clusters", str(about["clusters"])),
@@ -182,6 +188,14 @@ def provenance_section(study: Study, found: Material, label: str, modes: Sequenc
     )
     if 0 < people < 20:
         sentence += f" What holds for other speakers rests on n = {people}."
+    cut = [cell for cell in study.cells if cell.cut]
+    if cut:
+        window = f"{cut[0].seconds:g} s"
+        sentence += (
+            f" {len(cut)} recordings are longer than the {window} that the model hears at once: their first {window} "
+            "are measured, and where it is known what was said they are labelled cut, for nobody knows which words are "
+            "in there."
+        )
     if "en-digits" in label:
         sentence += f" {DIGITS_ONLY}"
     sentence += "".join(f" {note[0].upper()}{note[1:]}." for note in found.notes)

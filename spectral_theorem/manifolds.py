@@ -7,13 +7,13 @@ hypothesis that a family keeps holds at every point, and all of it can be differ
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .planting import turned, unit
+from .planting import complement, turned, unit
 from .triplets import assemble
 from .types import LayerChain, Thresholds, refuse
 
@@ -31,12 +31,14 @@ class Family:
     ----------
     layers, width, context : L >= 2, D >= 2, C >= 1.
     keep : names out of `HYPOTHESES`; all others are free. None free is where the theorem speaks.
+    held : the scalars are given, the same in every layer (`Scalars`), and the rest is free; then nothing is kept.
     """
 
     layers: int = 5
     width: int = 3
     context: int = 2
     keep: frozenset[str] = frozenset()
+    held: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("layers", 2), ("width", 2), ("context", 1)):
@@ -45,15 +47,35 @@ class Family:
                 refuse(f"{name}={value!r}", f"a whole number >= {least}", f"{name}={max(least, 3)}")
         if unknown := sorted(self.keep - set(HYPOTHESES)):
             refuse(f"hypothesis {unknown[0]!r}", f"one of {', '.join(HYPOTHESES)}", "keep=frozenset({'purity'})")
+        if self.held and self.keep:
+            refuse(f"held scalars and keep={sorted(self.keep)}", "one or the other", "keep=frozenset()")
 
 
-def draw(key: Any, family: Family) -> dict[str, Any]:
+class Scalars(NamedTuple):
+    r"""Hold the scalars of every layer and injection of a family that holds them; all injections have norm 1.
+
+    Attributes
+    ----------
+    sigma, kappa, xi : :math:`\sigma_1 > 0`, :math:`\kappa\in[0,1]`, :math:`\xi\in[0,1]`.
+    gamma : :math:`\|v_{k+1}^\top G_k\|` in (0, 1].
+    tail : :math:`\sigma_{i+1}/\sigma_i` from i = 2 on; a negative number leaves them free.
+    """
+
+    sigma: Any
+    kappa: Any
+    xi: Any
+    gamma: Any
+    tail: Any = -1.0
+
+
+def draw(key: Any, family: Family, scalars: Scalars | None = None) -> dict[str, Any]:
     """Draw the numbers of one chain from the prior: uniform directions, wide scalars, corners now and then.
 
     Parameters
     ----------
     key : PRNG key.
     family : Family
+    scalars : of a family that holds them; no gradient reaches them.
 
     Returns
     -------
@@ -91,6 +113,9 @@ def draw(key: Any, family: Family) -> dict[str, Any]:
         numbers[name] = jnp.where(same, jnp.broadcast_to(x[:1], x.shape), x)
     numbers["phi"] = numbers["phi"] * 1.5
     numbers["ratio"] = numbers["ratio"] * jnp.where(corner, 4.0, 1.0)
+    if family.held:
+        assert scalars is not None
+        numbers["held"] = jnp.stack([jnp.asarray(x, numbers["phi"].dtype) for x in scalars])
     return numbers
 
 
@@ -134,6 +159,9 @@ def build(numbers: dict[str, Any], family: Family) -> tuple[LayerChain, Any]:
     elif "gain" in kept:
         phi = 1.4 * jnp.sin(phi)  # a gain of 1 over a right angle has no finite sigma
     kappa, s = jnp.cos(phi), jnp.sin(phi)
+    held = Scalars(*jax.lax.stop_gradient(x["held"])) if family.held else None
+    if held is not None:
+        kappa, s = (jnp.broadcast_to(y, phi.shape) for y in (held.kappa, complement(held.kappa)))
 
     above = 1 + 2 * jax.nn.sigmoid(2 * x["gain"] - 3)  # near 1, where hypotheses are tight
     free = jnp.exp(_SPREAD * jnp.tanh(x["gain"]))
@@ -141,7 +169,7 @@ def build(numbers: dict[str, Any], family: Family) -> tuple[LayerChain, Any]:
     if "gain" in kept:
         inner = inner / jnp.abs(jnp.concatenate([kappa, jnp.ones((1,), kappa.dtype)]))
     last = above / _INSIDE if "cumulative_gain" in kept else free
-    sigma = jnp.concatenate([inner[:-1], last[-1:]])
+    sigma = jnp.concatenate([inner[:-1], last[-1:]]) if held is None else jnp.full((L,), held.sigma)
 
     if "projection" in kept:
         eta = math.acos(t.gamma_min) * _INSIDE * square(x["eta"])
@@ -153,6 +181,9 @@ def build(numbers: dict[str, Any], family: Family) -> tuple[LayerChain, Any]:
 
     share = jax.nn.sigmoid(x["ratio"])
     xi = share[:, 0] * (t.purity * jnp.min(gamma) / L * _INSIDE if "purity" in kept else 1.0)
+    if held is not None:
+        gamma, rest = (jnp.broadcast_to(y, eta.shape) for y in (held.gamma, complement(held.gamma)))
+        xi, share = jnp.full((L,), held.xi), jnp.where(held.tail < 0, share, held.tail)
     lower = xi[:, None] * jnp.concatenate([jnp.ones((L, 1)), jnp.cumprod(share[:, 1:], axis=1)], axis=1)
     values = sigma[:, None] * jnp.concatenate([jnp.ones((L, 1)), lower], axis=1)
 
@@ -178,7 +209,7 @@ def build(numbers: dict[str, Any], family: Family) -> tuple[LayerChain, Any]:
     along = (sign * gamma)[:, None] * row
     bulk = rest[:, None, None] * unit(x["bulk"], axes=2)
     inside = jnp.concatenate([along[:, None], bulk], axis=1)
-    norms = jnp.exp(1.5 * jnp.tanh(x["size"]))
+    norms = jnp.exp(1.5 * jnp.tanh(x["size"])) if held is None else jnp.ones((L - 1,))
     injections = norms[:, None, None] * jnp.einsum("lij,ljc->lic", right[1:], inside)
     injections = jnp.concatenate([injections, jnp.zeros_like(injections[:1])])
 

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .path import dense
 from .types import Thresholds, refuse
-from .verification import Verification, verify
+from .verification import Verification, verify, verify_one_by_one
 
-_CALLS = 16  # LAPACK calls of one `verify` that may wait for one another, each on a thread of XLA's
+_AT_ONCE = 16  # chains side by side on a GPU, whose cores one chain leaves idle
 _FIELDS = ("log_residual_norm", "log_psi_norm", "log_identity_error", "log_scale")
 
 
@@ -46,7 +47,7 @@ def verify_batches(
     *,
     keep: Callable[[Verification], Any] = scalars,
     thresholds: Thresholds | None = None,
-    at_once: int = 2,
+    at_once: int | None = None,
     batch: int = 16,
     workers: int | None = None,
 ) -> Iterator[Any]:
@@ -59,9 +60,9 @@ def verify_batches(
     keys : (N, ...) array: PRNG keys, numbers, or anything else that `make` takes one of.
     keep : traceable function from a Verification to arrays. Default: `scalars`.
     thresholds : as in `verify`.
-    at_once : chains computed side by side; few, so that they stay in the processor's cache. On a GPU take many.
+    at_once : chains computed side by side. Default: one on a CPU, where it stays in cache; 16 elsewhere.
     batch : chains per call; what is kept of them is yielded together.
-    workers : calls in flight. Default: one per processor core, as far as XLA has threads for their LAPACK calls.
+    workers : calls in flight. Default: one per processor core; one where chains are computed side by side.
 
     Yields
     ------
@@ -75,9 +76,10 @@ def verify_batches(
     Notes
     -----
     Every chain is a function of its key, so the answers do not depend on `batch` or `workers`. Memory: what `workers`
-    calls need, whatever N is. XLA runs the matrices of one LAPACK call side by side, and little else; calls in flight
-    fill the gaps. A call may hold 16 of XLA's threads (PJRT_NPROC, read when JAX starts) in waiting, and with fewer
-    two could wait for each other for ever; `workers` is therefore at most a sixteenth of them.
+    calls need, whatever N is. With one chain at a time LAPACK is entered matrix by matrix, and each call keeps one core
+    busy. Side by side its matrices are shared out among XLA's threads (PJRT_NPROC, read when JAX starts), and calls in
+    flight could wait for each other for ever; hence one then. The spare threads that this package asks XLA for serve
+    `verify`, and a `make` that enters LAPACK itself; without such, PJRT_NPROC set to the number of cores saves a tenth.
 
     Examples
     --------
@@ -88,16 +90,15 @@ def verify_batches(
     >>> [len(part["regime"]) for part in found]
     [4, 1]
     """
-    count = len(keys)
-    for name, value in {
-        "keys": count,
-        "at_once": at_once,
-        "batch": batch,
-        "workers": 1 if workers is None else workers,
-    }.items():
+    count, cpu = len(keys), jax.default_backend() == "cpu"
+    at_once = (1 if cpu else _AT_ONCE) if at_once is None else at_once
+    workers = (os.cpu_count() or 1 if cpu and at_once == 1 else 1) if workers is None else workers
+    for name, value in {"keys": count, "at_once": at_once, "batch": batch, "workers": workers}.items():
         if not isinstance(value, int) or value < 1:
             refuse(f"{name}={value!r}" if name != "keys" else "no keys", f"{name} >= 1", f"{name}=16")
     at_once = min(at_once, batch)
+    if at_once > 1 and workers > 1:
+        refuse(f"at_once={at_once} with workers={workers}", "one of them 1", "at_once=1")
     batch += -batch % at_once
     traced = make if isinstance(make, jax.tree_util.Partial) else jax.tree_util.Partial(make)
     thresholds = Thresholds() if thresholds is None else thresholds
@@ -108,16 +109,7 @@ def verify_batches(
         found = _several(traced, some, keep, thresholds, at_once)
         return jax.tree.map(lambda leaf: np.asarray(leaf)[: stop - start], found)
 
-    return _in_order(run, range(0, count, batch), _most_workers() if workers is None else min(workers, _most_workers()))
-
-
-def _most_workers() -> int:
-    """Return how many calls may be in flight; a GPU has its own queue."""
-    if jax.default_backend() != "cpu":
-        return 1
-    cores = os.cpu_count() or 1
-    threads = os.environ.get("PJRT_NPROC", "")
-    return max(1, min(cores, (int(threads) if threads.isdigit() else cores) // _CALLS))
+    return _in_order(run, range(0, count, batch), workers)
 
 
 def _in_order(run: Callable[[int], Any], starts: range, workers: int) -> Iterator[Any]:
@@ -137,6 +129,8 @@ def _in_order(run: Callable[[int], Any], starts: range, workers: int) -> Iterato
 
 @functools.partial(jax.jit, static_argnames=("keep", "thresholds", "at_once"))
 def _several(make: Any, keys: Any, keep: Callable[..., Any], thresholds: Thresholds, at_once: int) -> Any:
+    if at_once == 1:
+        return jax.lax.map(lambda key: keep(verify_one_by_one(dense(make(key)), thresholds)), keys)
     one = jax.vmap(lambda key: keep(verify(make(key), thresholds)))
     rounds = keys.reshape(-1, at_once, *keys.shape[1:])
     found = jax.lax.map(one, rounds)

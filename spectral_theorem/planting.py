@@ -171,7 +171,7 @@ def planted_with_answers(
     )
     norms = checked_values("injection_norm", injection_norm, L, low=0.0, hint="injection_norm=1.0")
     b = _bulk(bulk, D)
-    s = _complement(kappa) if misalignment is None else _misalignment(misalignment, kappa, L, dtype)
+    s = complement(kappa) if misalignment is None else _misalignment(misalignment, kappa, L, dtype)
     _only("signs", signs, lambda x: abs(x) == 1.0, "+1 or -1 everywhere", "signs=1")
     if D == 1:
         _only("kappa", kappa, lambda x: abs(x) == 1.0, "kappa=1 or -1 when width=1", "kappa=1.0")
@@ -179,7 +179,7 @@ def planted_with_answers(
         _only("gamma", gamma, lambda x: x == 1.0, "gamma=1 when width=1", "gamma=1.0")
     if C == 1:
         _only("coherence", coherence, lambda x: abs(x) == 1.0, "coherence=1 or -1 when context=1", "coherence=1.0")
-    parts = (sigma, kappa, s, xi, b, gamma, _complement(gamma), coherence, _complement(coherence), signs, norms)
+    parts = (sigma, kappa, s, xi, b, gamma, complement(gamma), coherence, complement(coherence), signs, norms)
     w, g, g0, vectors = _assemble(key, *(jnp.asarray(x, dtype) for x in parts), context=C)
     return LayerChain(w, g, g0 if initial else None), vectors
 
@@ -270,7 +270,7 @@ def unit(x: Any, axes: int = 1) -> Any:
     return x / jnp.where(norm > 0, norm, 1)
 
 
-def _complement(x: Any) -> Any:
+def complement(x: Any) -> Any:
     """Return sqrt(1 - x**2) without the cancellation near 1, on the host where x is known."""
     return (jnp if isinstance(x, Tracer) else np).sqrt((1 - x) * (1 + x))
 

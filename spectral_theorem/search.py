@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from .manifolds import Family, build, draw
+from .manifolds import Family, Scalars, build, draw
 from .targets import Target
 
 RATE = 0.08  # of Adam, falling to 0 along a cosine
@@ -39,7 +39,16 @@ class Round(NamedTuple):
     evaluated: Any
 
 
-def climb(key: Any, which: int, *, target: Target, family: Family, restarts: int, steps: int) -> Round:
+def climb(
+    key: Any,
+    which: int,
+    *,
+    target: Target,
+    family: Family,
+    restarts: int,
+    steps: int,
+    scalars: Scalars | None = None,
+) -> Round:
     """Run one round: draw restarts, climb one statement by Adam, and watch all of them on the way.
 
     Parameters
@@ -47,6 +56,7 @@ def climb(key: Any, which: int, *, target: Target, family: Family, restarts: int
     key : PRNG key. which : place of the statement to climb in `target.names`; another one compiles nothing anew.
     target, family : what to break, and over which chains.
     restarts, steps : chains side by side, and gradient steps of each.
+    scalars : of a family that holds them; other values compile nothing anew.
 
     Returns
     -------
@@ -62,11 +72,12 @@ def climb(key: Any, which: int, *, target: Target, family: Family, restarts: int
     keys = jax.device_put(
         jax.random.split(key, width), NamedSharding(Mesh(np.asarray(devices), ("restarts",)), PartitionSpec("restarts"))
     )
-    return jax.device_get(_round(keys, jnp.asarray(which), target, family, steps))
+    held = None if scalars is None else Scalars(*(jnp.asarray(x, float) for x in scalars))
+    return jax.device_get(_round(keys, jnp.asarray(which), held, target, family, steps))
 
 
 @functools.partial(jax.jit, static_argnames=("target", "family", "steps"))
-def _round(keys: Any, which: Any, target: Target, family: Family, steps: int) -> Round:
+def _round(keys: Any, which: Any, held: Scalars | None, target: Target, family: Family, steps: int) -> Round:
     count = len(target.names)
     optimiser = optax.adam(optax.cosine_decay_schedule(RATE, steps))
 
@@ -96,7 +107,7 @@ def _round(keys: Any, which: Any, target: Target, family: Family, steps: int) ->
         updates, state = jax.vmap(optimiser.update)(slopes, state)
         return (optax.apply_updates(numbers, updates), state, best, held, excess, suspects, applied), None
 
-    numbers = jax.vmap(lambda k: draw(k, family))(keys)
+    numbers = jax.vmap(lambda k: draw(k, family, held))(keys)
     empty = jax.tree.map(lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), numbers)
     low = jnp.full((count,), -jnp.inf)
     start = (numbers, jax.vmap(optimiser.init)(numbers), low, empty, low, empty, jnp.zeros((count,), jnp.int64))

@@ -66,7 +66,20 @@ BARS: dict[str, tuple[Bars, ...]] = {
         Bars("nulls", "value", ("variant",), None, "|κ| (dimensionless)", _ALIGNMENT),
         Bars("nulls", "value", ("variant",), 0.0, "λ (nats per layer)", _LAMBDA),
     ),
-    "ablations": (Bars("ablations", "value", ("variant",), 0.0, "λ (nats per layer)", _LAMBDA),),
+    "ablations": (
+        Bars("ablation_decisions", "change of λ", ("comparison",), 0.0, "change of the mean λ (nats per layer)"),
+        Bars("ablations", "value", ("variant",), 0.0, "λ (nats per layer)", _LAMBDA),
+    ),
+    "same_tokens": (
+        Bars(
+            "same_tokens",
+            "change",
+            ("what changes", "condition", "layer"),
+            0.0,
+            "change of λ (nats per layer)",
+            _LAMBDA,
+        ),
+    ),
     "hallucinated": (Bars("groups", "change", _LAYERS, 0.0, "ΔN_eff, hallucinated minus survived (%)", _RANK),),
 }
 

@@ -63,6 +63,19 @@ def not_computed(id: str, title: str, why: str) -> Section:
     return Section(id, title, "NOT COMPUTED", f"Not computed: {why}.", why=why)
 
 
+def finite_of(values: Any, clusters: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Leave out values that are not finite, and the labels of their clips.
+
+    Examples
+    --------
+    >>> [part.tolist() for part in finite_of([1.0, float("nan")], ["a", "b"])]
+    [[1.0], ['a']]
+    """
+    x, labels = np.asarray(values, float), np.asarray(clusters)
+    keep = np.isfinite(x)
+    return x[keep], labels[keep]
+
+
 def mean_of(values: Any, clusters: Any, *, seed: int = 0) -> Estimate:
     """Estimate a mean with its interval over clusters, leaving out values that are not finite.
 
@@ -80,11 +93,10 @@ def mean_of(values: Any, clusters: Any, *, seed: int = 0) -> Estimate:
     >>> mean_of([1.0, float("nan"), 3.0], ["a", "a", "b"]).value
     2.0
     """
-    x, labels = np.asarray(values, float), np.asarray(clusters)
-    keep = np.isfinite(x)
-    if not keep.any():
+    x, labels = finite_of(values, clusters)
+    if not x.size:
         return Estimate(float("nan"), Interval(np.nan, np.nan, 0.95, "none", 0, False, "no finite value"))
-    return Estimate(float(x[keep].mean()), interval(x[keep], clusters=labels[keep], seed=seed))
+    return Estimate(float(x.mean()), interval(x, clusters=labels, seed=seed))
 
 
 def shown(found: Any, digits: int = 3) -> str:
@@ -166,9 +178,8 @@ def mean_exceeds(values: Any, clusters: Any, limit: float = 0.0, *, seed: int = 
     >>> mean_exceeds(np.arange(1.0, 9.0), list("abcdefgh")), mean_exceeds([float("nan")], ["a"])
     ('HOLDS', 'UNDECIDED')
     """
-    x, labels = np.asarray(values, float), np.asarray(clusters)
-    keep = np.isfinite(x)
-    return exceeds(change_of(x[keep] - limit, clusters=labels[keep], seed=seed)) if keep.any() else "UNDECIDED"
+    x, labels = finite_of(values, clusters)
+    return exceeds(change_of(x - limit, clusters=labels, seed=seed)) if x.size else "UNDECIDED"
 
 
 def together(verdicts: Iterable[Answer]) -> Answer:

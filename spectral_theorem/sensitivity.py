@@ -14,13 +14,14 @@ import numpy as np
 from . import ablations, attraction, chance
 from .console import Outcome
 from .constancy import constancy_section
-from .detail import TOPICS, detail, spread_over
+from .detail import SEQUENCES, TOPICS, detail, spread_over
 from .gathered import gather, numbered, provenance_section, write_study_run
 from .layerwise import lambda_map, layer_columns, variance_section
 from .material import Material, material, recipe_of
 from .prediction import prediction_section, score_columns
 from .remaining import Remaining
 from .runs import RunFolder
+from .sametokens import same_token_columns, same_token_section
 from .sections import Section, as_columns, not_computed
 from .storage import json_ready
 from .stress import Recipe, apply
@@ -46,6 +47,7 @@ def run(
     limit: int | None = None,
     steps: str = "16",
     detailed: int = DETAILED,
+    sequences: int = SEQUENCES,
     seed: int = 0,
     dtype: str = "float64",
 ) -> Outcome:
@@ -59,6 +61,7 @@ def run(
     stress : recipes, separated by commas; each is a condition.
     steps : generated tokens of every clip, as `spaced_steps` takes it.
     detailed : clips for nulls, ablations and perturbations, clean and under the last recipe; 0 leaves these out.
+    sequences : so many of these are decomposed as whole sequences as well, as they are.
     seed : of every random number.
     dtype : "float64" or "float32", of model and measurement.
 
@@ -75,6 +78,8 @@ def run(
     recipes = recipes_of(stress)
     if detailed < 0:
         refuse(f"--detailed {detailed}", "0 or more clips", f"--detailed {DETAILED}")
+    if not 0 <= sequences:
+        refuse(f"--sequences {sequences}", "0 or more of the clips looked at closely", f"--sequences {SEQUENCES}")
     found = material(
         clean,
         recipes=recipes,
@@ -87,7 +92,7 @@ def run(
         seed=seed,
     )
     study, label = gather(model, found, out=out, steps=steps, seed=seed, dtype=dtype)
-    rows, failed = _closely(model, study, found, recipes, count=detailed, seed=seed, dtype=dtype)
+    rows, failed = _closely(model, study, found, recipes, count=detailed, sequences=sequences, seed=seed, dtype=dtype)
     sections = sections_of(study, rows, seed=seed)
     sections = numbered([*sections, provenance_section(study, found, label, ())])
     failed |= {f"{clip}, {condition}": why for (clip, condition), why in study.failed.items()}
@@ -105,6 +110,7 @@ def run(
             "limit": limit,
             "steps": steps,
             "detailed": detailed,
+            "sequences": sequences,
         },
         "seeds": [seed],
         "dtype": dtype,
@@ -161,6 +167,7 @@ def sections_of(study: Study, rows: Mapping[str, Sequence[Mapping[str, Any]]], *
         lambda_map(columns, CLEAN, seed=seed),
         variance_section(columns),
         constancy_section(columns, seed=seed),
+        same_token_section(same_token_columns(speech, CLEAN), seed=seed),
         of_topic("ablations", ablations, lambda c: ablations.ablation_section(c, seed=seed)),
         of_topic("chance", chance, lambda c: chance.chance_section(c, seed=seed)),
         prediction_section(
@@ -172,7 +179,15 @@ def sections_of(study: Study, rows: Mapping[str, Sequence[Mapping[str, Any]]], *
 
 
 def _closely(
-    model: str, study: Study, found: Material, recipes: Mapping[str, Recipe], *, count: int, seed: int, dtype: str
+    model: str,
+    study: Study,
+    found: Material,
+    recipes: Mapping[str, Recipe],
+    *,
+    count: int,
+    sequences: int,
+    seed: int,
+    dtype: str,
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
     """Measure a few clips closely, clean and under the last recipe."""
     used = study.of(CLEAN)
@@ -202,6 +217,7 @@ def _closely(
         wanted,
         folder=study.path,
         key=study.description["key"],
+        sequences=sequences,
         seed=seed,
         progress=Remaining("close looks"),
     )

@@ -8,12 +8,13 @@ import hashlib
 import io
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .storage import write_atomically
+from .storage import FORGOTTEN, remove_leftovers, write_atomically
 from .types import refuse
 
 if TYPE_CHECKING:
@@ -111,6 +112,20 @@ class Store:
             selector = fs.FileSelector(f"{self.root}/{folder}".rstrip("/"), allow_not_found=True)
             found = [entry.base_name for entry in self.filesystem.get_file_info(selector)]
         return sorted(name for name in found if not name.startswith("."))
+
+    def tidy(self, *folders: str) -> None:
+        """Remove what killed processes left half written (`storage.remove_leftovers`); elsewhere by age alone."""
+        for folder in folders:
+            if self.local is not None:
+                remove_leftovers(self.local / folder)
+                continue
+            from pyarrow import fs
+
+            selector = fs.FileSelector(f"{self.root}/{folder}".rstrip("/"), allow_not_found=True)
+            for entry in self.filesystem.get_file_info(selector):
+                hidden = entry.base_name.startswith(".") and entry.base_name.endswith(".tmp")
+                if hidden and entry.mtime_ns and time.time() - entry.mtime_ns / 1e9 > FORGOTTEN:
+                    self.remove(f"{folder}/{entry.base_name}".lstrip("/"))
 
     def remove(self, name: str) -> None:
         """Delete a file, if it is there."""

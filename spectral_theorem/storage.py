@@ -1,12 +1,21 @@
 """Write files whole or not at all, and values as strict JSON with every null accounted for."""
 
+import contextlib
 import dataclasses
 import enum
+import functools
+import hashlib
 import math
 import os
+import re
+import socket
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+
+FORGOTTEN = 86400.0  # seconds without a byte after which nobody writes a temporary file any more
+_TEMPORARY = re.compile(r"\..*\.(?P<where>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
 
 
 def json_ready(value: Any, *, at: str = "") -> tuple[Any, list[dict[str, str]]]:
@@ -68,8 +77,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
     Notes
     -----
     A hidden temporary name in the same folder, fsync, then a rename: a process killed at any moment
-    leaves the old file, the new file, or a hidden leftover that no reader looks at. The name is random too:
-    processes on two hosts may have one number and one folder.
+    leaves the old file, the new file, or a hidden leftover that no reader looks at (`remove_leftovers`). The name says
+    which machine and process writes, and is random too.
 
     Examples
     --------
@@ -78,7 +87,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
     ...     write_atomically(Path(folder) / "a.txt", lambda file: file.write(b"whole")).read_text()
     'whole'
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_here()}-{os.getpid()}-{os.urandom(4).hex()}.tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)
@@ -93,3 +102,64 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
     finally:
         os.close(folder)
     return path
+
+
+def remove_leftovers(folder: Path) -> int:
+    """Remove what killed processes left half written, and nothing that a live one may still be writing.
+
+    Parameters
+    ----------
+    folder : looked at by itself, without its subfolders; it need not exist.
+
+    Returns
+    -------
+    int
+        How many files went.
+
+    Notes
+    -----
+    A temporary file of `write_atomically` goes when the process in its name is gone from this machine, as booted and as
+    seen from this container, where alone numbers of processes mean something. Any other hidden `.tmp`, one of another
+    machine say, goes when nothing was written to it for a day.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     (Path(folder) / ".a.txt.1.tmp").touch()
+    ...     remove_leftovers(Path(folder))
+    0
+    """
+    removed = 0
+    for file in folder.glob(".*.tmp"):
+        name = _TEMPORARY.fullmatch(file.name)
+        with contextlib.suppress(OSError):  # gone in the meantime, or not ours to remove
+            lost = name is not None and name["where"] == _here() and not _alive(int(name["pid"]))
+            if lost or time.time() - file.stat().st_mtime > FORGOTTEN:
+                file.unlink()
+                removed += 1
+    return removed
+
+
+@functools.cache
+def _here() -> str:
+    """Name the realm of process numbers: machine, its last start, and container, 8 hexadecimal digits."""
+    said = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        said.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+    with contextlib.suppress(OSError):
+        said.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.blake2b("\n".join(said).encode(), digest_size=4).hexdigest()
+
+
+def _alive(pid: int) -> bool:
+    """Say whether a process is there, or might be."""
+    if os.name != "posix":  # elsewhere signal 0 is no question
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

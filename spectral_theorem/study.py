@@ -1,8 +1,9 @@
 r"""Collect a study: every clip under every condition, transcribed and measured cheaply, one file each.
 
 Of a cell it takes the transcript, what each sub-block adds to the residual stream, the leading two singular triplets
-of every decoder block at a few generated tokens, and the gains of products and of the context Jacobian. Conditions and
-bounds of the theorem are not judged here; `measure` does that.
+of every decoder block at a few generated tokens, and the gains of products and of the context Jacobian. A control
+tells the model under stress the tokens that it wrote without. Conditions and bounds of the theorem are not judged here;
+`measure` does that.
 """
 
 import dataclasses
@@ -58,6 +59,15 @@ class _Task:
     load: Callable[[], np.ndarray]
 
 
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """Hold what a model is told to have written: the sequence with its prompt, and the steps to measure."""
+
+    sequence: tuple[int, ...]
+    prompt_length: int
+    steps: tuple[int, ...]
+
+
 def collect(
     model: WhisperModel,
     clips: Sequence[Clip],
@@ -70,6 +80,7 @@ def collect(
     sounds: Sequence[Recording] = (),
     how: str = "auto",
     gains: bool = True,
+    told: bool = False,
     seed: int = 0,
     about: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -88,6 +99,7 @@ def collect(
     talkers, sounds : recordings that recipes mix in.
     how : normaliser for labels; "auto" is "digits" when only digits are said, else "english".
     gains : whether to measure products of layers and the context Jacobian.
+    told : whether to measure every clip's later conditions also with the tokens that its first condition wrote.
     seed : of every random number.
     about : more to say in study.json; another value begins anew.
     progress : called with cells done and in all.
@@ -123,6 +135,7 @@ def collect(
         "steps": steps,
         "how": chosen,
         "gains": gains,
+        "told": told,
         "seed": seed,
         "layers": model.dims.decoder_layers,
         "width": model.dims.width,
@@ -135,11 +148,14 @@ def collect(
     folder = out if isinstance(out, RunFolder) else RunFolder(out, run_id=key[:12])
     folder.begin()
     write_description(folder.path, description | {"key": key})
+    firsts: dict[str, int] = {}
     for number, task in enumerate(tasks):
         if progress is not None:
             progress(number, len(tasks))
+        first = firsts.setdefault(task.clip.name, number)
+        control = _tokens(folder.path, first) if told and first < number else None
         with working(f"{task.clip.name}, {task.condition} ({number + 1} of {len(tasks)})"):
-            _keep(folder.path, number, key, task, model, steps, gains)
+            _keep(folder.path, number, key, task, model, steps, gains, control)
     if progress is not None:
         progress(len(tasks), len(tasks))
     return read_study(folder.path)
@@ -216,7 +232,24 @@ def _normaliser(clips: Sequence[Clip]) -> str:
     return "digits" if said and all(set(words) <= set(DIGITS) for words in said) else "english"
 
 
-def _keep(folder: Path, number: int, key: str, task: _Task, model: WhisperModel, steps: str, gains: bool) -> None:
+def _tokens(folder: Path, number: int) -> Told | None:
+    """Return what a model wrote in an earlier cell; None where that one failed."""
+    found = read_header(folder, number)
+    if found is None or "failed" in found:
+        return None
+    return Told(tuple(found["sequence"]), found["prompt_length"], tuple(found["steps"]))
+
+
+def _keep(
+    folder: Path,
+    number: int,
+    key: str,
+    task: _Task,
+    model: WhisperModel,
+    steps: str,
+    gains: bool,
+    told: Told | None,
+) -> None:
     """Measure a cell and write it, unless an earlier call has."""
     labels = {
         "key": key,
@@ -225,34 +258,39 @@ def _keep(folder: Path, number: int, key: str, task: _Task, model: WhisperModel,
         "cluster": task.clip.cluster or task.clip.name,
         "condition": task.condition,
         "reference": task.reference,
+        "told": None if told is None else list(told.sequence),
     }
     try:
         samples = np.ascontiguousarray(task.load(), np.float32)
         labels["digest"] = _digest(samples.tobytes())
         found = read_header(folder, number)
-        if found is not None and "failed" not in found and all(found.get(n) == labels[n] for n in ("key", "digest")):
+        same = ("key", "digest", "told")
+        if found is not None and "failed" not in found and all(found.get(n) == labels[n] for n in same):
             return
-        header, arrays = measured(model, samples, steps=steps, gains=gains)
+        header, arrays = measured(model, samples, steps=steps, gains=gains, told=told)
         write_cell(folder, number, labels | header, arrays)
     except InputError as problem:
         write_cell(folder, number, labels | {"failed": str(problem)}, {})
 
 
 def measured(
-    model: WhisperModel, samples: np.ndarray, *, steps: str = "16", gains: bool = True
+    model: WhisperModel, samples: np.ndarray, *, steps: str = "16", gains: bool = True, told: Told | None = None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return what a cell says of one sound: its header, and its arrays by name.
 
     Parameters
     ----------
-    model : WhisperModel. samples : (n,) float32 at 16 kHz, at most one window. steps, gains : as in `collect`.
+    model : WhisperModel. samples : (n,) float32 at 16 kHz; beyond the model's window they are not heard.
+    steps, gains : as in `collect`.
+    told : tokens with which its layers are measured as well.
 
     Raises
     ------
     InputError
-        Sound that is unusable or longer than a window, steps that the transcript has not, non-finite activations.
+        Sound that is unusable, steps that the transcript has not, non-finite activations.
     """
-    encoded, seconds = encode_audio(model, samples)
+    window = model.dims.window_samples
+    encoded, seconds = encode_audio(model, samples[:window])
     heard = transcriptions(model, greedy(model, encoded[None]), [seconds])[0]
     words = model.tokenizer
     if words is not None and any(token >= words.size for token in heard.tokens):
@@ -264,12 +302,21 @@ def measured(
     header = {
         "transcript": {field.name: getattr(heard, field.name) for field in dataclasses.fields(CellTranscript)},
         "steps": list(wanted),
+        "sequence": list(heard.sequence),
+        "prompt_length": heard.prompt_length,
         "seconds": seconds,
+        "cut": samples.size > window,
     }
     arrays = {f"activations/{name}": value for name, value in _activations(model, encoded, heard).items()}
-    groups = [wanted[first : first + GROUP] for first in range(0, len(wanted), GROUP)]
-    parts = [_layers(model, encoded, heard, group, gains) for group in groups]
-    return header, arrays | {f"layers/{name}": np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    layers = _layers(model, encoded, heard, wanted, gains)
+    arrays |= {f"layers/{name}": value for name, value in layers.items()}
+    if told is not None:
+        control = dataclasses.replace(heard, sequence=told.sequence, prompt_length=told.prompt_length)
+        if (told.sequence, told.steps) != (heard.sequence, wanted):
+            layers = _layers(model, encoded, control, told.steps, gains=False)
+        header["told_steps"] = list(told.steps)
+        arrays |= {f"told/{name}": value for name, value in layers.items() if not name.startswith("log_")}
+    return header, arrays
 
 
 def _activations(model: WhisperModel, encoded: Any, heard: Transcription) -> dict[str, np.ndarray]:
@@ -289,6 +336,15 @@ def _layers(
     model: WhisperModel, encoded: Any, heard: Transcription, steps: Sequence[int], gains: bool
 ) -> dict[str, np.ndarray]:
     """Return quantities of all blocks at the steps, each (steps, L)."""
+    groups = [steps[first : first + GROUP] for first in range(0, len(steps), GROUP)]
+    parts = [_group(model, encoded, heard, group, gains) for group in groups]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _group(
+    model: WhisperModel, encoded: Any, heard: Transcription, steps: Sequence[int], gains: bool
+) -> dict[str, np.ndarray]:
+    """Return quantities of all blocks at few steps, which are as many to the compiler as any other few."""
     positions = [heard.position(step) for step in steps]
     # few shapes are compiled: the last token stands in for what is missing to a multiple
     factors = token_factors(model, encoded, heard.sequence, positions + positions[-1:] * (-len(steps) % BUCKET))

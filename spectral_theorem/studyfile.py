@@ -65,6 +65,9 @@ class Cell:
     seconds : duration of what the model heard.
     digest : of its samples.
     file : where the arrays are.
+    told_steps : tokens measured with those of the first condition in place of its own; None where that was not done.
+    group : of the arrays of layers in the file.
+    cut : whether the recording is longer than the model's window; all numbers are of its first one.
     """
 
     clip: str
@@ -78,6 +81,9 @@ class Cell:
     seconds: float
     digest: str
     file: Path
+    told_steps: tuple[int, ...] | None = None
+    group: str = "layers/"
+    cut: bool = False
 
     @functools.cached_property
     def layers(self) -> dict[str, np.ndarray]:
@@ -89,7 +95,16 @@ class Cell:
         estimate that did not converge is NaN. `log_context_gain` (steps,) is :math:`\log\|J_L\|`, with
         `log_context_gain_error`.
         """
-        return self._arrays("layers/")
+        return self._arrays(self.group)
+
+    def told(self) -> "Cell | None":
+        """Return the same cell with the layers that it has when the first condition's tokens are forced.
+
+        Its transcript and label stay those of its own tokens; gains of products are not measured.
+        """
+        if self.told_steps is None:
+            return None
+        return dataclasses.replace(self, steps=self.told_steps, told_steps=None, group="told/")
 
     @property
     def activations(self) -> dict[str, np.ndarray]:
@@ -243,10 +258,12 @@ def _labelled(
             header["reference"],
             agreement=agreement,
             similarity=similarity,
+            cut=header.get("cut", False),
             how=how,
             limits=Limits() if limits is None else limits,
         )
         tokens, scores = tuple(transcript["tokens"]), tuple(transcript["token_logprobs"])
+        told = header.get("told_steps")
         cells.append(
             Cell(
                 **{name: header[name] for name in ("clip", "speaker", "cluster", "condition", "reference")},
@@ -256,6 +273,8 @@ def _labelled(
                 seconds=header["seconds"],
                 digest=header["digest"],
                 file=cell_file(folder, number),
+                told_steps=None if told is None else tuple(told),
+                cut=header.get("cut", False),
             )
         )
     return cells

@@ -14,11 +14,11 @@ from .batched import Program, groups
 from .console import Outcome
 from .designs import Design, axes_of, read_design, read_settings
 from .experiment import Experiment, judged, load
-from .launch import Heart, Share, join, part, read_shard, wait_for_others
+from .launch import BEATS, Heart, Share, join, part, read_shard, wait_for_others
 from .peakmemory import resident
 from .provenance import source_digest
 from .runs import SUMMARY, summary_text
-from .shards import KEYS, Store, compact, digest, finished, read_rows, write_shard
+from .shards import CELLS, KEYS, Store, compact, digest, finished, read_rows, write_shard
 from .storage import json_ready
 from .sweepwork import BATCH, Progress, batches_of, counting, fields_of, run_one, work
 from .types import InputError, refuse
@@ -93,6 +93,7 @@ def run(
     store = Store(out)
     manifest = _manifest(found, configs, dtype)
     claim(store, manifest)
+    store.tidy("", CELLS, BEATS)
     with Heart(store, share):
         part(share)
         progress = sweep(found, configs, store, manifest["code"], width=width, devices=chosen, share=share)
@@ -325,8 +326,9 @@ def _conclude(
         "table_digest": digest(table),
         "failed": failed,
     }
-    if experiment.figure is not None:
-        _draw(experiment.figure(rows), store, experiment.statement)
+    drawn = None if experiment.figure is None else experiment.figure(rows)
+    if drawn is not None:
+        _draw(drawn, store, experiment.statement)
     run_id = hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=6).hexdigest()
     store.write(SUMMARY, summary_text(run_id, content))
     return verdict, sentence

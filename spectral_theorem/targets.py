@@ -6,7 +6,7 @@ fails. Everything is traceable and differentiable.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -105,18 +105,18 @@ def claims(thresholds: Thresholds | None = None, *, theorem: bool = False) -> Ta
     return Target(tuple(name for name, _ in specs), score)
 
 
-def readings(thresholds: Thresholds | None = None) -> Target:
-    """Return the paper's readings."""
+def readings(names: Sequence[str] = tuple(READINGS), thresholds: Thresholds | None = None) -> Target:
+    """Return readings of the paper, all of them or some."""
     t = Thresholds() if thresholds is None else thresholds
 
     def score(chain: Any, triplets: Any) -> Score:
-        found = [reading.sides(chain, triplets, t) for reading in READINGS.values()]
+        found = [READINGS[name].sides(chain, triplets, t) for name in names]
         ratio = jnp.stack([r.left - r.right for r in found])
         room = jnp.stack([r.hypothesis for r in found])
         climb = jnp.clip(ratio, -20.0, 5.0) + PENALTY * jnp.minimum(room - 1e-3, 0.0)
         return Score(ratio, room > 0, climb, ratio / tolerance(chain))
 
-    return Target(tuple(READINGS), score)
+    return Target(tuple(names), score)
 
 
 def conclusions() -> Target:
@@ -130,6 +130,43 @@ def conclusions() -> Target:
         return Score(ratio, jnp.ones((len(found),), bool), ratio, (low - high) / tolerance(chain))
 
     return Target(tuple(CONCLUSIONS), score)
+
+
+# left and right of what bounds say, as fields of the path or of the bounds; the first five are functions of scalars
+BOUNDS = {
+    "total_norm": ("log_product", "log_total_norm"),
+    "paper": ("log_residual_norm", "log_paper"),
+    "telescoping": ("log_residual_norm", "log_telescoping"),
+    "transfer": ("log_residual_norm", "log_transfer"),
+    "damped": ("log_residual_norm", "log_damped"),
+    "row_exact": ("log_residual_norm", "log_row_exact"),
+    "row_exact_lower": ("log_row_exact_lower", "log_residual_norm"),
+    "top_k": ("log_residual_norm", "log_top_k"),
+    "top_k_lower": ("log_top_k_lower", "log_residual_norm"),
+}
+
+
+def tightness() -> Target:
+    """Return how much of each bound is attained: nothing here can fail, the claims watch over that."""
+
+    def score(chain: Any, triplets: Any) -> Score:
+        path = dominant_path(chain, triplets)
+        bounds = residual_bounds(chain, triplets, path=path)
+        known = {**_fields(bounds), **_fields(path), "log_product": log_products(chain)[0]}
+        unit = {"log_product": bounds.log_total_norm}
+        ratios = []
+        for left, right in BOUNDS.values():
+            size = unit.get(left, path.log_scale)
+            low, high = (jnp.exp(known[side] - size) for side in (left, right))
+            ratios.append(jnp.log(low + FLOOR) - jnp.log(high + FLOOR))
+        ratio = jnp.stack(ratios)
+        return Score(ratio, jnp.ones((len(ratios),), bool), ratio, jnp.full((len(ratios),), -jnp.inf))
+
+    return Target(tuple(BOUNDS), score)
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
 
 
 def user(name: str, fn: Callable[[Any], Any]) -> Target:

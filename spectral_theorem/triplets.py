@@ -66,7 +66,7 @@ def decompose(
         refuse(f"top={top}", f"1 <= top <= D = {width}", "top=2")
     if method == "dense":
         w = chain.propagators() if callable(chain.propagators) else chain.propagators
-        return _dense(w, count)
+        return svd_triplets(w, count)
     if method != "krylov":
         refuse(f"method={method!r}", "'dense' or 'krylov'", "method='dense'")
     from .krylov import leading_triplets  # matfree is needed on this route only
@@ -108,11 +108,19 @@ def _rmatvec(w: Any, y: Any) -> Any:
     return jnp.einsum("li,lij->lj", y, w)
 
 
-@functools.partial(jax.jit, static_argnames="count")
-def _dense(w: Any, count: int) -> Triplets:
-    """Decompose (L, D, D) by SVD and bound what the factors fail to reproduce."""
+@functools.partial(jax.jit, static_argnames=("count", "one_by_one"))
+def svd_triplets(w: Any, count: int, *, one_by_one: bool = False) -> Triplets:
+    """Decompose layers by LAPACK's SVD and bound what the factors fail to reproduce.
+
+    Parameters
+    ----------
+    w : (L, D, D). count : triplets kept for the top-K bound.
+    one_by_one : decompose layer by layer. XLA shares the matrices of one LAPACK call out among its threads and waits;
+        where as many calls run as there are processor cores, that waiting costs more than it gains.
+    """
     depth, width = w.shape[:2]
-    left, sigma, right = jnp.linalg.svd(w, full_matrices=False)
+    svd = functools.partial(jnp.linalg.svd, full_matrices=False)
+    left, sigma, right = jax.lax.map(svd, w) if one_by_one else svd(w)
     right = jnp.swapaxes(right, -1, -2)
     eye = jnp.eye(width, dtype=w.dtype)
     frobenius = lambda x: norm(x, axis=(-2, -1))

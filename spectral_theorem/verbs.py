@@ -363,6 +363,10 @@ class Falsify:
     """Random starts side by side."""
     steps: int = 64
     """Gradient steps from each start."""
+    tightness: bool = False
+    """Look for how much of each bound is attained at given scalars, instead of counterexamples."""
+    fix: Annotated[str | None, arg(metavar="SCALARS", help_behavior_hint="(default: a grid)")] = None
+    """With --tightness: which scalars, such as kappa=0.9:0.99,xi=0.1,layers=4:8; also sigma and gamma."""
     out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: nothing is written)")] = None
     """Folder for the record, finds and tightest chains; the same command goes on where it was stopped."""
     json: bool = False
@@ -395,6 +399,8 @@ class Sensitivity:
     """Generated tokens of every clip: so many evenly spaced, a list such as 0,2,5-7, or all."""
     detailed: int = 10
     """Clips for nulls, ablations and perturbations, clean and under the last recipe; 0 leaves these out."""
+    sequences: int = 10
+    """How many of these are decomposed as whole sequences as well, for token against sequence scope."""
     limit: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: all)")] = None
     """How many clips at most, taken evenly from all."""
     seed: int = 0

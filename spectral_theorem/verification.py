@@ -15,7 +15,7 @@ from .path import DominantPath, Spine, dense, dominant_path, signed_rows, spine
 from .regimes import RegimeReport, classify
 from .scaled import Scaled, log_norm, norm, scaled
 from .summary import to_plain
-from .triplets import decompose
+from .triplets import decompose, svd_triplets
 from .types import Thresholds, Triplets, Verdict, container, refuse, tolerance
 
 __all__ = ["CLAIMS", "Verification", "verify", "verify_many"]
@@ -141,6 +141,13 @@ def _verify(chain: Any, thresholds: Thresholds) -> Verification:
     triplets = decompose(chain)
     path = dominant_path(chain, triplets)
     return judge(chain, triplets, path, thresholds, log_products=log_products(chain))
+
+
+def verify_one_by_one(chain: Any, thresholds: Thresholds) -> Verification:
+    """Check one LayerChain as `verify` does, entering LAPACK matrix by matrix: one of many calls that run at once."""
+    triplets = svd_triplets(chain.propagators, min(2, chain.width), one_by_one=True)
+    path = dominant_path(chain, triplets)
+    return judge(chain, triplets, path, thresholds, log_products=log_products(chain, one_by_one=True))
 
 
 def judge(

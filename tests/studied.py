@@ -56,6 +56,9 @@ def sections(shift: float = 0.0) -> list[dict]:
     answers = [
         (c, kind, size, 0.3, 0.2, 0.4) for c in ("clean", "noise") for kind in ("state",) for size in (0.01, 0.1)
     ]
+    decided = ("comparison", "change of λ", "low", "high")
+    moved = ("condition", "layer", "quantity", "what changes", "change", "low", "high")
+    parts = [("noise=0", "all", "λ (nats/layer)", what, 0.3, 0.2, 0.4) for what in ("sound alone", "tokens alone")]
     roc = [("λ", 0.6, 0.5, 0.7), ("log-probability", 0.8, None, None)]
     return [
         section("observables", "HOLDS", [table("changes_10", heads, changes)], {"spectra": spectra, "plane": plane}),
@@ -72,7 +75,12 @@ def sections(shift: float = 0.0) -> list[dict]:
             {"scatter": scatter},
         ),
         section("nulls", "HOLDS", [table("nulls", about, variants)]),
-        section("ablations", "HOLDS", [table("ablations", about, variants)]),
+        section(
+            "ablations",
+            "HOLDS",
+            [table("ablation_decisions", decided, [("token", 0.3, 0.2, 0.4)]), table("ablations", about, variants)],
+        ),
+        section("same_tokens", "HOLDS", [table("same_tokens", moved, parts)]),
         section("prediction", "UNDECIDED", [table("prediction", ("score", "AUROC", "low", "high"), roc)]),
         section(
             "attractor",

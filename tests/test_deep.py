@@ -167,6 +167,8 @@ def test_standard_errors_cover():
 
 
 def test_too_few_layers_have_no_error():
+    golden = np.log(0.5 * (1 + np.sqrt(5)))  # rounded to one side at every step, it would be off by 4e-14
+    np.testing.assert_allclose(batch_means(np.full((100_000, 2), golden))[0], golden, rtol=1e-15)
     means, errors, count = batch_means(np.ones((10, 2)))
     assert means.tolist() == [1.0, 1.0] and np.isnan(errors).all() and count == 0
 
@@ -183,10 +185,28 @@ def test_the_largest_singular_value_of_wide_matrices():
     x[4] = np.diag(np.append(np.ones(31), 1 + 1e-9))
     found = np.asarray(jax.jit(largest_singular_value)(jnp.asarray(x)))
     np.testing.assert_allclose(found, np.linalg.norm(x, ord=2, axis=(1, 2)), rtol=1e-13, atol=1e-300)
+    apart = jax.jit(lambda y: largest_singular_value(y, one_by_one=True))(jnp.asarray(x))
+    np.testing.assert_array_equal(apart, found)
     assert np.isnan(largest_singular_value(jnp.asarray(x).at[0, 1, 1].set(jnp.nan))[0])
     u, _, v = np.linalg.svd(x[5])
     slope = jax.grad(lambda y: largest_singular_value(y))(jnp.asarray(x[5]))
     np.testing.assert_allclose(slope, np.outer(u[:, 0], v[0]), atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(2, 7), (7, 2), (2, 2), (1, 5), (5, 1)])
+@pytest.mark.parametrize("scale", [1.0, 1e-200, 1e200])
+def test_the_largest_singular_value_of_narrow_matrices(shape, scale):
+    x = np.random.default_rng(0).standard_normal((5, *shape))
+    x[1] = np.outer(x[1, :, 0], x[1, 0])  # rank one
+    x[2] = np.eye(*shape)  # tied
+    x[3] = 0.0
+    x[4, 0, 0] = np.nan
+    found = np.asarray(largest_singular_value(jnp.asarray(scale * x))) / scale
+    np.testing.assert_allclose(found[:4], np.linalg.norm(x[:4], ord=2, axis=(1, 2)), rtol=1e-14)
+    assert np.isnan(found[4])
+    slope = jax.grad(largest_singular_value)(jnp.asarray(x[0]))
+    u, _, v = np.linalg.svd(x[0])
+    np.testing.assert_allclose(slope, np.outer(u[:, 0], v[0]), atol=1e-12)
 
 
 def test_batches_of_chains_do_not_depend_on_how_they_are_cut():
@@ -200,6 +220,10 @@ def test_batches_of_chains_do_not_depend_on_how_they_are_cut():
     np.testing.assert_allclose(one["log_residual_norm"], whole.path.log_residual_norm, rtol=1e-12)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_array_equal(a, b)
+    beside = join(st.verify_batches(make, keys, batch=4, at_once=4))
+    np.testing.assert_allclose(beside["log_residual_norm"], one["log_residual_norm"], rtol=1e-12)
+    with pytest.raises(InputError, match="at_once=4 with workers=2"):
+        next(st.verify_batches(make, keys, at_once=4, workers=2))
     with pytest.raises(InputError, match="batch"):
         next(st.verify_batches(make, keys, batch=0))
     with pytest.raises(InputError, match="no keys"):

@@ -5,12 +5,13 @@ import types
 import numpy as np
 import pytest
 
-from spectral_theorem.ablations import PLAIN, ablation_section
+from spectral_theorem.ablations import COMPARISONS, PLAIN, SEQUENCE, ablation_section
 from spectral_theorem.chance import TRAINED, chance_section
 from spectral_theorem.constancy import constancy_section
-from spectral_theorem.contrast import differences
+from spectral_theorem.contrast import clusters_needed, differences
 from spectral_theorem.layerwise import chance_log_alignment, lambda_map, layer_columns, variance_section
 from spectral_theorem.prediction import fitted, held_out, prediction_section, within_groups
+from spectral_theorem.sametokens import CLEAN, OWN, TOLD, same_token_section
 from spectral_theorem.sections import above, as_columns, exceeds, mean_of, not_computed, rows_where
 from spectral_theorem.statistics import change_of
 from spectral_theorem.suspicion import suspicion_section, suspicious_rows, write_suspicious
@@ -140,6 +141,69 @@ def test_ablations_see_a_sign_that_flips():
     flipped = ablation_section(variants(names, [(-2, 0.1), (2, 0.1), (-2, 0.1)]))
     assert flipped.verdict == "VIOLATED" and "with no identity" in flipped.sentence
     assert ablation_section(variants(names, [(-2, 0.1), (0, 0.1), (-2, 0.1)])).verdict == "UNDECIDED"
+
+
+def test_each_ablation_is_decided_by_itself_on_the_clips_it_has():
+    names = (PLAIN, "no identity", "bfloat16 weights", SEQUENCE)
+    columns = variants(names, [(-2, 0.1), (-2.5, 0.1), (-2, 0.1), (-1.5, 0.1)])
+    few = np.asarray([name != SEQUENCE or clip in ("c0", "c1", "c2") for name, clip in zip(
+        columns["variant"].tolist(), columns["clip"].tolist(), strict=True)])  # fmt: skip
+    found = ablation_section({name: column[few] for name, column in columns.items()})
+    heads = [column.name for column in found.tables[0].columns]
+    rows = {row[0]: dict(zip(heads, row, strict=True)) for row in found.tables[0].rows}
+    identity, weights, scope = (rows[COMPARISONS[name]] for name in names[1:])
+    decided = lambda row: (row["λ changes"], row["λ stays negative"], row["clusters"])
+    assert decided(identity) == ("HOLDS", "HOLDS", 10) and identity["clusters needed"] is None
+    assert identity["low"] < -0.5 < identity["high"] < 0
+    assert decided(weights) == ("UNDECIDED", "HOLDS", 10) and weights["clusters needed"] > 10
+    assert decided(scope) == ("UNDECIDED", "UNDECIDED", 3) and scope["clusters needed"] == 6
+    assert found.verdict == "UNDECIDED" and "3 clusters of clips, where it takes 6 or more" in found.sentence
+    # with all its clips it decides
+    whole = ablation_section(columns).tables[0].rows[-1]
+    assert decided(dict(zip(heads, whole, strict=True))) == ("HOLDS", "HOLDS", 10)
+
+
+def test_clusters_needed_are_those_of_the_t_test():
+    unit = np.tile([-1.0, 1.0], 20) * np.sqrt(39 / 40)  # mean 0 and deviation 1, exactly
+    assert clusters_needed(change_of(0.5 + unit)) == 34  # as tables have it for an effect of 0.5 at 80 %
+    assert clusters_needed(change_of(3.0 + unit)) == 6  # no fewer can reach the level
+    assert clusters_needed(change_of([0.4])) == 6 and clusters_needed(change_of([0.0, 0.0])) is None
+
+
+def told(sound, tokens, clips=12, conditions=("noise=0",)):
+    """Clips whose λ the sound changes by one number, and the tokens by another."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for clip in range(clips):
+        for condition in conditions:
+            noise = lambda: 0.02 * rng.normal()
+            clean = -1.0 + 5 * noise()
+            heard = clean + sound + noise()
+            for variant, lam in ((CLEAN, clean), (OWN, heard + tokens + noise()), (TOLD, heard)):
+                labels = {"clip": f"c{clip}", "cluster": f"c{clip}", "condition": condition, "variant": variant}
+                for layer in (0.0, 1.0):
+                    rows.append(labels | {"layer": layer, "same": 0.0, "lam": lam, "sigma1": 2.0, "kappa_abs": 0.1,
+                                          "xi": 0.5})  # fmt: skip
+    return as_columns(rows)
+
+
+def test_the_sound_is_told_from_the_tokens():
+    mostly = same_token_section(told(-0.4, -0.1))
+    assert mostly.verdict == "HOLDS" and "the sound makes 0.8" in mostly.sentence
+    rows = {row[:4]: row for row in mostly.tables[0].rows}
+    for what, truth in (("sound and tokens", -0.5), ("sound alone", -0.4), ("tokens alone", -0.1)):
+        value, low, high, p = rows["noise=0", "all", "λ (nats/layer)", what][4:8]
+        assert low < value < high and abs(value - truth) < 0.03 and p < 0.05
+    assert rows["noise=0", 1, "σ₁", "sound alone"][4] == 0.0
+    tokens = same_token_section(told(-0.1, -0.4))
+    assert tokens.verdict == "VIOLATED" and tokens.sentence.startswith("The tokens make")
+    nothing = same_token_section(told(0.0, 0.0))
+    assert nothing.verdict == "UNDECIDED" and "no more than chance" in nothing.sentence
+    assert same_token_section(told(-0.4, -0.1, clips=3)).verdict == "UNDECIDED"
+    assert "it would take 6 clusters" in same_token_section(told(-0.4, -0.1, clips=3)).sentence
+    assert same_token_section({}).verdict == "NOT COMPUTED"
+    two = same_token_section(told(-0.4, -0.1, conditions=("noise=0", "hell")))
+    assert two.verdict == "HOLDS" and "Under hell" in two.sentence
 
 
 def test_contrasts_are_paired_by_clip():

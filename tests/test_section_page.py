@@ -264,7 +264,7 @@ def test_diff_lists_config_provenance_verdicts_and_cells(run, tmp_path, capsys):
     assert cli.main(["diff", str(run), str(other)]) == 0
     said = capsys.readouterr().out
     assert "lambda_map: HOLDS → VIOLATED" in said and "intervals of 12 of 12 are apart" in said
-    assert "and 24 more; --json lists all" in said and "only: nulls, ablations" in said
+    assert "and 24 more; --json lists all" in said and "only: nulls, ablation_decisions, ablations" in said
 
 
 def test_diff_compares_numbers_of_runs_without_sections(tmp_path):

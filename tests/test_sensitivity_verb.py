@@ -23,7 +23,7 @@ def test_every_question_has_a_section(run):
     found = read_run(folder)
     ids = [section["id"] for section in found.summary["sections"]]
     assert ids == [
-        *("lambda_map", "variance", "constant_lambda", "ablations", "nulls", "prediction", "attractor"),
+        *("lambda_map", "variance", "constant_lambda", "same_tokens", "ablations", "nulls", "prediction", "attractor"),
         *("suspicious", "provenance"),
     ]
     assert found.summary["verdicts"]["nulls"] == "NOT COMPUTED" and "--detailed 10" in outcome.text
@@ -55,6 +55,7 @@ def test_the_same_command_goes_on_and_says_the_same(run, monkeypatch):
         ({"stress": "noise=0,noise=0"}, "no recipe or one twice"),
         ({"stress": "babble=2@0"}, "without talkers"),
         ({"detailed": -1}, "--detailed -1"),
+        ({"sequences": -1}, "--sequences -1"),
         ({"only": "nobody"}, "--only nobody"),
         ({"clean": []}, "no recordings"),
     ],

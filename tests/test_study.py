@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 
 from spectral_theorem import behaviour, carried, study
+from spectral_theorem.audio import save_audio
 from spectral_theorem.behaviour import Limits, hallucinated, swapped
 from spectral_theorem.clips import Clip, digit_clusters
 from spectral_theorem.gains import context_norms, product_norms
 from spectral_theorem.scoring import DIGITS
 from spectral_theorem.steps import spaced_steps
-from spectral_theorem.stress import parse
+from spectral_theorem.stress import apply, parse
 from spectral_theorem.studyfile import CELLS, QUANTITIES, cell_file, read_study
 from spectral_theorem.types import InputError
-from spectral_theorem.whisper import Dims, load, random_model, token_factors
+from spectral_theorem.whisper import Dims, encode_audio, load, random_model, token_factors, token_jacobians
 from spectral_theorem.whisper.rows import pull_context
 from spectral_theorem.whisper.sensitivity import propagators
 
@@ -76,6 +77,12 @@ def test_a_transcript_that_other_audio_does_not_change_is_no_transcript():
     # clips of one cluster, or of which the same was said, are no exchange
     assert swapped(["a", "a"], clusters="xx", how="basic") == [(None, None)] * 2
     assert swapped(["one", "one"], clusters="xy", references=["one", "one"], how="digits") == [(None, None)] * 2
+
+
+def test_words_that_were_not_heard_count_for_nothing():
+    assert hallucinated("nine", "one two three", cut=True, how="digits").label == "cut"
+    assert hallucinated("nine", "", cut=True).rule == behaviour.NO_SPEECH  # nobody speaks in a part of it either
+    assert hallucinated("nine", None, cut=True).label == "unflagged"
 
 
 def test_limits_are_checked():
@@ -147,12 +154,10 @@ def model():
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    from spectral_theorem.audio import save_audio
-
     folder = tmp_path_factory.mktemp("sounds")
-    long = save_audio(folder / "long.wav", 0.1 * np.sin(np.arange(40 * 16000.0)).astype(np.float32))
     listed = [c for c in study_clips() if c.transcript][:2]
-    return [*listed, Clip(long, "one")], [c for c in study_clips() if not c.transcript][:1]
+    (folder / "broken.wav").write_text("no sound")
+    return [*listed, Clip(folder / "broken.wav", "one")], [c for c in study_clips() if not c.transcript][:1]
 
 
 def study_clips():
@@ -178,7 +183,7 @@ class Counted:
 
 def test_a_study_goes_on_where_it_was_stopped(model, clips, tmp_path, monkeypatch):
     speech, silence = clips
-    options = {"conditions": [None, parse("noise=0")], "nonspeech": silence, "steps": "4"}
+    options = {"conditions": [None, parse("noise=0")], "nonspeech": silence, "steps": "4", "told": True}
     with monkeypatch.context() as patch:
         Counted(patch, stop=4)
         with pytest.raises(KeyboardInterrupt):
@@ -189,12 +194,24 @@ def test_a_study_goes_on_where_it_was_stopped(model, clips, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         counted = Counted(patch)
         found = study.collect(model, speech, out=tmp_path / "run", **options)
-        assert counted.calls == 4  # the one in hand, two of the long clip, which fail, and non-speech
-        study.collect(model, speech, out=tmp_path / "run", **options)
-        assert counted.calls == 6  # what failed is tried again
+        assert counted.calls == 2  # the one in hand, and non-speech
+    broken = speech[-1].path.read_bytes()
+    window = model.dims.window_samples
+    tone = 0.1 * np.sin(np.arange(1.1 * window)).astype(np.float32)
+    save_audio(speech[-1].path, tone)
+    with monkeypatch.context() as patch:
+        counted = Counted(patch)
+        again = study.collect(model, speech, out=tmp_path / "run", **options)
+        assert counted.calls == 2 and not again.failed  # what failed is tried again, and nothing else
+    speech[-1].path.write_bytes(broken)
+    # a recording longer than a window is measured in its first, and what was said there is not known
+    long = again.cell("broken.wav", "clean")
+    assert long.cut and long.behaviour.label == "cut" and long.seconds == window / 16000
+    heard = study.measured(model, tone[:window], steps="4")[1]
+    np.testing.assert_allclose(heard["layers/sigma1"], long.layers["sigma1"], rtol=1e-4)  # the file holds 16 bits
+    assert not any(cell.cut for cell in found)
     assert cell_file(found.path, 0).read_bytes() == before
-    assert not found.missing and list(found.failed) == [("long.wav", "clean"), ("long.wav", "noise=0")]
-    assert all("one window" in reason for reason in found.failed.values())
+    assert not found.missing and list(found.failed) == [("broken.wav", "clean"), ("broken.wav", "noise=0")]
     assert [len(found.of(name)) for name in found.conditions] == [2, 2, 1]
     assert len(found.pairs("clean", "noise=0")) == 2
 
@@ -213,6 +230,29 @@ def test_a_study_goes_on_where_it_was_stopped(model, clips, tmp_path, monkeypatc
     assert (layers["log_gain_actual"] <= most + 1e-3).all()
     assert np.isfinite(layers["log_context_gain"]).all()
     assert {x.shape for x in cell.activations.values()} == {(depth, len(cell.transcript.token_logprobs), 64)}
+    assert cell.told() is None and found.of("no speech")[0].told() is None
+    told_as_clean(model, found, speech)
+
+
+def told_as_clean(model, found, speech):
+    """Check the control against dense Jacobians of the stressed sound with the clean transcript."""
+    different = 0
+    for clean, noisy in found.pairs("clean", "noise=0"):
+        clip = next(clip for clip in speech if clip.name == clean.clip)
+        sound, _ = apply(0, clip.load(), recipe=parse("noise=0"), name=clip.name, speaker=clip.speaker)
+        header = json.loads(str(np.load(clean.file)["header"]))
+        places = [header["prompt_length"] - 1 + step for step in clean.steps]
+        dense = token_jacobians(model, encode_audio(model, sound)[0], header["sequence"], places)
+        control = noisy.told()
+        assert control.steps == clean.steps and control.transcript is noisy.transcript
+        sigma = np.linalg.svd(np.asarray(dense), compute_uv=False)[..., 0]
+        np.testing.assert_allclose(control.layers["sigma1"], sigma.T, rtol=1e-4)
+        assert "log_gain_actual" not in control.layers
+        if clean.transcript.tokens == noisy.transcript.tokens:
+            np.testing.assert_array_equal(control.layers["lam"], noisy.layers["lam"])
+        else:
+            different += not np.allclose(control.layers["sigma1"][0], noisy.layers["sigma1"][-1])
+    assert different, "under this noise some transcript differs, or nothing was tested"
 
 
 def test_another_command_or_another_sound_is_measured_anew(model, clips, tmp_path, monkeypatch):

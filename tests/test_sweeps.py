@@ -14,8 +14,9 @@ import jax
 import numpy as np
 import pyarrow.parquet
 import pytest
+from test_leftovers import dead_process
 
-from spectral_theorem import InputError, batched, cli, launch, sweeps
+from spectral_theorem import InputError, batched, cli, launch, storage, sweeps
 from spectral_theorem.experiment import load
 from spectral_theorem.launch import Heart, Share, join, launched, read_shard, wait_for_others
 from spectral_theorem.runs import read_summary
@@ -167,7 +168,9 @@ def test_a_full_disk_loses_nothing(rounding, tmp_path, monkeypatch, capsys):
     assert "No space left on device" in said and "finished cells stay" in said and said.count("\n") == 1
     there = len(finished(Store(out)))
     assert 0 < there < 10 and not list(out.rglob(".*.tmp"))
-    assert cli.main(words) == 0
+    stale = out / CELLS / f".part-x.parquet.{storage._here()}-{dead_process()}-00000000.tmp"
+    stale.write_bytes(b"half")  # as a killed process leaves it
+    assert cli.main(words) == 0 and not stale.exists()
     sweeps.run(experiment=rounding, out=str(tmp_path / "calm"), set=AXES, batch=2)
     assert digest(table(out)) == digest(table(tmp_path / "calm"))
 

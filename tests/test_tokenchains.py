@@ -122,6 +122,14 @@ def test_close_looks_go_on_where_they_were_stopped(tmp_path, monkeypatch, heard)
     ask()
     assert seen[4:] == [0, 1, 2]
     assert json.loads((tmp_path / "detail/0001.json").read_text())["rows"]["chance"][0]["clip"] == "c1"
+    seen.clear()
+    detail.detail(heard[0], sounds[:2], folder=tmp_path, key="k", sequences=1)
+    assert seen == [1]  # what was decomposed whole and need not be is made again, and nothing else
+
+
+def test_sequences_are_those_of_clips_as_they_are():
+    sounds = [({"clip": name, "condition": condition}, None) for name in "abc" for condition in ("clean", "hell")]
+    assert detail._whole(sounds, 2) == {0, 2} and detail._whole(sounds, 9) == {0, 2, 4} and not detail._whole(sounds, 0)
 
 
 def test_a_closer_look_takes_speakers_in_turn():

@@ -5,48 +5,29 @@ Expected: one sign throughout.
 Refuted by: a variant whose interval lies on the other side of 0.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from spectral_theorem.ablations import ablation_section
-from spectral_theorem.sections import as_columns
-from spectral_theorem.trials import CARRIED, judged, trial_clips, trial_details, trial_model
+from spectral_theorem.sections import Section, as_columns
+from spectral_theorem.trials import CloseTrial, Records, close_rows, figure_of, verdict_of
 
 
 @dataclass(frozen=True)
-class Config:
-    """Which model, on which recordings; numbers are small enough to try."""
+class Config(CloseTrial):
+    """Which model, on which recordings; `sequences` of them are decomposed whole as well."""
 
-    model: str = CARRIED
-    audio: str = CARRIED
-    digits: int = 0
-    clips: int = 2
-    stress: str = ""
-    talkers: str = ""
-    steps: str = "2"
     sequences: int = 0
-    dtype: str = "float64"
-    seed: int = 0
 
 
 def run(config: Config) -> list[dict[str, Any]]:
-    """Measure clips, clean and stressed; a row per variant."""
-    model = trial_model(config.model, config.dtype)
-    clips = trial_clips(config.audio, digits=config.digits, count=config.clips, seed=config.seed)
-    rows = trial_details(
-        model,
-        clips,
-        topics=("ablations",),
-        stress=config.stress,
-        steps=config.steps,
-        talkers=config.talkers,
-        seed=config.seed,
-        sequences=config.sequences,
-    )
-    return rows
+    """Measure clips with one thing changed at a time; a row per variant."""
+    return close_rows(config, "ablations", sequences=config.sequences)
 
 
-def verdict(records: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """Judge the claim by intervals over clips."""
-    return judged(ablation_section(as_columns(records)))
+def section(records: Records) -> Section:
+    """Read the mean λ of every variant, paired by clip."""
+    return ablation_section(as_columns(records))
+
+
+verdict, figure = verdict_of(section), figure_of(section)

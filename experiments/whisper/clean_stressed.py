@@ -6,41 +6,24 @@ Refuted by: intervals of the change above 0, with all positions and with as many
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from spectral_theorem.gathered import passing
 from spectral_theorem.spectra import spectra_change
 from spectral_theorem.spectral_sections import changes_of, corrected_changes, fallen
 from spectral_theorem.study import CLEAN, STRESSED
+from spectral_theorem.trials import PairTrial, bars_of, paired
 
 COMPONENT, QUANTITY = "cross_attention", "effective_rank_percent"
 
 
-@dataclass(frozen=True)
-class Config:
-    """Which model, on which recordings; numbers are small enough to try."""
-
-    model: str = "carried"
-    audio: str = "carried"
-    only: str = ""
-    digits: int = 0
-    orders: int = 5
-    clips: int = 0
-    stress: str = "noise=0"
-    talkers: str = ""
-    modes: int = 10
-    steps: str = "1"
-    dtype: str = "float32"
-    seed: int = 0
+Config = PairTrial
 
 
 def run(config: Config) -> list[dict[str, Any]]:
     """Pool the same clips clean and under stress; a row per component, layer and quantity."""
-    asked = {name: getattr(config, name) for name in ("only", "digits", "orders", "clips", "stress", "talkers", "seed")}
-    with passing(config.model, config.audio, steps=config.steps, dtype=config.dtype, **asked) as study:
+    with paired(config) as study:
         pairs = study.pairs(CLEAN, STRESSED)
         found = spectra_change(pairs, [config.modes], seed=config.seed)
         alike = changes_of(spectra_change(pairs, [config.modes], alike=True, seed=config.seed))
@@ -85,3 +68,11 @@ def verdict(records: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     )
     ends = [(mean["low"], mean["high"]), (mean["alike_low"], mean["alike_high"])]
     return fallen(ends, least), sentence
+
+
+def figure(records: Sequence[Mapping[str, Any]]) -> Any:
+    """Draw the changes of cross-attention, layer by layer, with all positions and with as many."""
+    rows = [row for row in records if (row["component"], row["quantity"]) == (COMPONENT, QUANTITY)]
+    sides = (("all positions", ("change", "low", "high")), ("as many positions", ("alike", "alike_low", "alike_high")))
+    bars = [(f"{side}, layer {row['layer']}", *(row[name] for name in names)) for side, names in sides for row in rows]
+    return bars_of(bars, "ΔN_eff of cross-attention, stressed minus clean (%)")

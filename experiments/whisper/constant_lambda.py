@@ -5,40 +5,17 @@ Expected: a negative R², since products grow while the mean λ says that they s
 Refuted by: an interval of R² below one half, on clips that were not fitted.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
 from spectral_theorem.constancy import constancy_section
-from spectral_theorem.sections import as_columns
-from spectral_theorem.trials import CARRIED, judged, trial_clips, trial_model, trial_rows
+from spectral_theorem.sections import Section, as_columns
+from spectral_theorem.trials import Records, Trial, figure_of, layer_rows, verdict_of
+
+Config = Trial
+run = layer_rows
 
 
-@dataclass(frozen=True)
-class Config:
-    """Which model, on which recordings; numbers are small enough to try."""
-
-    model: str = CARRIED
-    audio: str = CARRIED
-    digits: int = 0
-    clips: int = 4
-    stress: str = "noise=0"
-    talkers: str = ""
-    steps: str = "2"
-    dtype: str = "float64"
-    seed: int = 0
+def section(records: Records) -> Section:
+    """Read R² of laws fitted on one half of the clips and judged on the other."""
+    return constancy_section(as_columns(records))
 
 
-def run(config: Config) -> list[dict[str, Any]]:
-    """Measure clips, clean and stressed; a row per step and layer."""
-    model = trial_model(config.model, config.dtype)
-    clips = trial_clips(config.audio, digits=config.digits, count=config.clips, seed=config.seed)
-    layers, _ = trial_rows(
-        model, clips, stress=config.stress, steps=config.steps, talkers=config.talkers, seed=config.seed
-    )
-    return layers
-
-
-def verdict(records: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """Judge the claim by intervals over clips."""
-    return judged(constancy_section(as_columns(records)))
+verdict, figure = verdict_of(section), figure_of(section, 1)

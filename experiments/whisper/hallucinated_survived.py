@@ -6,44 +6,27 @@ Refuted by: an interval that holds 0 although the change that the paper reports 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from spectral_theorem.gathered import passing
 from spectral_theorem.paper_tables import PAPER
 from spectral_theorem.spectra import LEAST_POOLED, spectra_difference
 from spectral_theorem.spectral_sections import LEVEL
 from spectral_theorem.statistics import corrected
 from spectral_theorem.study import STRESSED
+from spectral_theorem.trials import PairTrial, bars_of, paired
 
 COMPONENT, QUANTITY = "cross_attention", "effective_rank_percent"
 REPORTED = abs(PAPER[10]["cross_attention"]["tiny"][0] or 0.0)  # per cent
 
 
-@dataclass(frozen=True)
-class Config:
-    """Which model, on which recordings; numbers are small enough to try."""
-
-    model: str = "carried"
-    audio: str = "carried"
-    only: str = ""
-    digits: int = 0
-    orders: int = 5
-    clips: int = 0
-    stress: str = "noise=0"
-    talkers: str = ""
-    modes: int = 10
-    steps: str = "1"
-    dtype: str = "float32"
-    seed: int = 0
+Config = PairTrial
 
 
 def run(config: Config) -> list[dict[str, Any]]:
     """Label clips under stress by audio and texts, and pool each group; a row per component and layer."""
-    asked = {name: getattr(config, name) for name in ("only", "digits", "orders", "clips", "stress", "talkers", "seed")}
-    with passing(config.model, config.audio, steps=config.steps, dtype=config.dtype, **asked) as study:
+    with paired(config) as study:
         groups = {
             label: [cell for cell in study.of(STRESSED) if cell.behaviour.label == label]
             for label in ("survived", "hallucinated", "omitted")
@@ -86,3 +69,13 @@ def verdict(records: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     if least <= LEVEL and apart:
         return "HOLDS", sentence
     return ("VIOLATED" if not apart and abs(mean["detectable"]) < REPORTED else "UNDECIDED"), sentence
+
+
+def figure(records: Sequence[Mapping[str, Any]]) -> Any:
+    """Draw the differences, component by component and layer by layer."""
+    rows = [row for row in records if row["component"]]
+    bars = [
+        (f"{row['component'].replace('_', '-')}, layer {row['layer']}", row["difference"], row["low"], row["high"])
+        for row in rows
+    ]
+    return bars_of(bars, "ΔN_eff, hallucinated minus survived (%)")
