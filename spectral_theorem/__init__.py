@@ -28,6 +28,7 @@ _HOME = {
     "InputError": "types",
     "tolerance": "types",
     "OperatorChain": "linearization",
+    "layers_of": "linearization",
     "linearize": "linearization",
     "operators": "linearization",
     "decompose": "triplets",
@@ -101,7 +102,7 @@ if TYPE_CHECKING:
     from .coherence import coherence_direction
     from .conditions import check_conditions
     from .deep import stream
-    from .linearization import OperatorChain, linearize, operators
+    from .linearization import OperatorChain, layers_of, linearize, operators
     from .manychains import verify_batches
     from .monitor import Monitor
     from .observables import (

@@ -49,7 +49,7 @@ def context(model):
 
 @pytest.fixture(scope="module")
 def monitor(model):
-    return Monitor(model, window=9, modes=6, every=3, tolerance=1e-2, group=4)
+    return Monitor(model, window=9, modes=6, every=3, tolerance=1e-3, group=4)
 
 
 @pytest.fixture(scope="module")
@@ -99,17 +99,12 @@ def test_gains_are_those_of_the_offline_route(model, context, steps):
     factors = token_factors(model, context, sequence, [step.position for step in measured])
     exact = layer_quantities([layer_triplets(f) for f in factors])
     ours = lambda name: np.stack([step.gains[name] for step in measured])
-    # values are off by squares of what vectors are off by
-    for name, near in (("sigma1", 1e-3), ("xi", 2e-2), ("kappa_abs", 2e-2)):
-        assert np.allclose(ours(name), exact[name], rtol=near if name == "sigma1" else 0, atol=near, equal_nan=True)
-    off, allowed = np.abs(ours("lam") - exact["lam"]), ours("lam_error") + np.asarray(exact["lam_error"])
-    assert (off <= allowed)[:, :-1].all()
-
-
-def test_a_tight_tolerance_is_said_not_to_be_met(model, context):
-    tight = Monitor(model, every=8, tolerance=1e-12, group=4)
-    errors = [step.gains["lam_error"][0] for step in tight.watch_context(context) if step.gains is not None]
-    assert errors and all(np.isinf(errors)), "the basis is full before this is reached"
+    assert np.allclose(ours("sigma1"), exact["sigma1"], rtol=1e-3)
+    assert np.allclose(ours("kappa_abs"), exact["kappa_abs"], rtol=0, atol=2e-2, equal_nan=True)
+    assert (ours("xi") <= np.asarray(exact["xi"]) + 1e-2).all(), "from below, up to what sigma1 is off by"
+    off, allowed = np.abs(ours("lam") - exact["lam"])[:, :-1], ours("lam_error")[:, :-1]
+    assert (off <= allowed + np.asarray(exact["lam_error"])[:, :-1]).all()
+    assert np.isfinite(allowed).any() and np.isinf(allowed).any(), "where the basis is full, the error says so"
 
 
 def test_single_precision_rows_give_what_their_singular_values_give():
