@@ -23,7 +23,7 @@ DENSE_CONTEXT_LIMIT = 10_000
 _TANGENTS = 256  # context directions differentiated at once
 
 
-def layers_of(parts: Sequence[Any], call: Any, state: Any) -> tuple[list[Partial], Any]:
+def layers_of(parts: Any, call: Any, state: Any) -> tuple[list[Partial], Any]:
     r"""Make layers for `linearize` and `operators` from modules, and from a state of any shape.
 
     .. math:: h_l = \mathrm{vec}\,f(p_l, \mathrm{vec}^{-1} h_{l-1}, c)
