@@ -5,6 +5,7 @@
 #   make docs            build the documentation into site/
 #   make test PYTHON=python3.12 VENV=.venv312 ARGS="-k bounds"
 #   make test WORKERS=0  in one process
+#   make test ARGS=--exhaustive   and further shapes, element types and models of every kind
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -35,7 +36,7 @@ docs: $(VENV)/.made-docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict $(ARGS)
 
 parity: $(VENV)/.made-parity
-	SPECTRAL_THEOREM_REQUIRE_PARITY=1 $(PYTEST) tests/parity $(ARGS)
+	SPECTRAL_THEOREM_REQUIRE_PARITY=1 $(PYTEST) --dist worksteal tests/parity $(ARGS)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -7,6 +7,7 @@ A slack that is surely at least 0 proves its entry, one that is surely below 0 r
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from .ballbounds import bounds
 from .ballchain import BallChain, NotApplicable, Unresolved
 from .balls import flint, frobenius, number, product, total
 from .types import Thresholds
@@ -86,13 +87,14 @@ def _c2(c: BallChain) -> Any:
 def _propagators(c: BallChain, _: Thresholds) -> Slacks:
     exact = {1: c.depth, 2: 2}.get(c.width, 1)
     return [
-        Slack(c.product_bound(layer) - c.product_norm(layer), layer >= c.depth - exact) for layer in range(1, c.depth)
+        Slack(bounds(c).product_bound(layer) - c.product_norm(layer), layer >= c.depth - exact)
+        for layer in range(1, c.depth)
     ]
 
 
 def _total(c: BallChain, _: Thresholds) -> Slacks:
     same = c.depth <= {1: c.depth, 2: 2}.get(c.width, 1)
-    return [Slack(c.product_bound(0) - c.product_norm(0), same)]
+    return [Slack(bounds(c).product_bound(0) - c.product_norm(0), same)]
 
 
 def _dispersion(c: BallChain, t: Thresholds) -> Slacks:
@@ -100,7 +102,7 @@ def _dispersion(c: BallChain, t: Thresholds) -> Slacks:
     limits = [
         number(t.dispersion_constant) * (-number(t.dispersion_rate) * (c.depth - layer)).exp() for layer in layers
     ]
-    rooms = [limit - c.product_bound(layer) for layer, limit in zip(layers, limits, strict=True)]
+    rooms = [limit - bounds(c).product_bound(layer) for layer, limit in zip(layers, limits, strict=True)]
     _need(rooms)
     return [Slack(limit - c.product_norm(layer)) for layer, limit in zip(layers, limits, strict=True)]
 
@@ -114,7 +116,7 @@ def _need(rooms: list[Any]) -> None:
 
 
 def _cone(c: BallChain) -> tuple[Any, Any, Any, Any]:
-    margin, growth, aperture = c.cone()
+    margin, growth, aperture = bounds(c).cone()
     _need([margin])
     start = c.vectors(c.first)[1]
     return growth, aperture, c.carried(c.first) * start, c.vectors(c.depth - 1)[0]
@@ -134,14 +136,14 @@ def _cone_angle(c: BallChain, _: Thresholds) -> Slacks:
 
 CLAIM_SLACKS: Mapping[str, Statement] = {
     "identity": _identity,
-    "residual_transfer": _compare(_residual, lambda c: c.transfer()),
-    "residual_damped": _compare(_residual, lambda c: c.damped()),
-    "transfer_telescoping": _compare(lambda c: c.transfer(), lambda c: c.telescoping()),
-    "telescoping_paper": _compare(lambda c: c.telescoping(), lambda c: c.paper()),
-    "row_exact_upper": _compare(_residual, lambda c: c.row_exact()[1]),
-    "row_exact_lower": _compare(lambda c: c.row_exact()[0], _residual),
-    "top_k_upper": _compare(_residual, lambda c: c.top_k(min(2, c.width))[1], whole=True),
-    "top_k_lower": _compare(lambda c: c.top_k(min(2, c.width))[0], _residual, whole=True),
+    "residual_transfer": _compare(_residual, lambda c: bounds(c).transfer()),
+    "residual_damped": _compare(_residual, lambda c: bounds(c).damped()),
+    "transfer_telescoping": _compare(lambda c: bounds(c).transfer(), lambda c: bounds(c).telescoping()),
+    "telescoping_paper": _compare(lambda c: bounds(c).telescoping(), lambda c: bounds(c).paper()),
+    "row_exact_upper": _compare(_residual, lambda c: bounds(c).row_exact()[1]),
+    "row_exact_lower": _compare(lambda c: bounds(c).row_exact()[0], _residual),
+    "top_k_upper": _compare(_residual, lambda c: bounds(c).top_k(min(2, c.width))[1], whole=True),
+    "top_k_lower": _compare(lambda c: bounds(c).top_k(min(2, c.width))[0], _residual, whole=True),
     "propagator_norm": _propagators,
     "total_norm": _total,
     "psi_lower_sharp": _compare(_psi_sharp, lambda c: frobenius(c.psi)),

@@ -143,7 +143,7 @@ def build(numbers: dict[str, Any], family: Family) -> tuple[LayerChain, Any]:
     Examples
     --------
     >>> family = Family(keep=frozenset(HYPOTHESES))
-    >>> chain, triplets = build(draw(jax.random.key(1), family), family)
+    >>> chain, triplets = jax.jit(lambda key: build(draw(key, family), family))(jax.random.key(1))
     >>> import spectral_theorem as st
     >>> all(row.verdict.name == "HOLDS" for _, row in st.check_conditions(chain, triplets).items())
     True

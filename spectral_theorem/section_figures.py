@@ -338,7 +338,9 @@ def bars_figure(rows: Sequence[tuple[str, float, float, float]], bars: Bars) -> 
     height = 0.21 * len(rows) + 0.75
     with drawing(height) as figure:
         ax = figure.subplots()
-        figure.subplots_adjust(left=0.30, right=0.98, top=1 - 0.12 / height, bottom=0.5 / height)
+        longest = max((len(label) for label, *_ in rows), default=0)  # recipes can be long names
+        left = min(0.6, max(0.30, 0.0078 * longest))
+        figure.subplots_adjust(left=left, right=0.98, top=1 - 0.12 / height, bottom=0.5 / height)
         names = list(dict.fromkeys(label.partition(",")[0] for label, *_ in rows))
         for place, (label, value, low, high) in enumerate(rows):
             index = names.index(label.partition(",")[0]) if len(names) < len(rows) else 0
@@ -385,6 +387,13 @@ def _bar_rows(section: Section, bars: Bars) -> list[tuple[str, float, float, flo
             continue
         value, low, high = floats(row[at : at + 3]).tolist()
         if np.isfinite(value):
-            words = [f"layer {row[place]}" if heads[place] == "layer" else str(row[place]) for place in labels]
+            words = [_in_words(heads[place], row[place]) for place in labels]
             found.append((", ".join(words), value, low, high))
     return found
+
+
+def _in_words(head: str, cell: Any) -> str:
+    """Write a label of a row; a layer's number says nothing by itself."""
+    if head != "layer":
+        return str(cell)
+    return "all layers" if cell == "all" else f"layer {cell}"

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from . import balls, provenance, targets
+from .ballbounds import bounds as balled
 from .ballchain import BallChain, Unresolved
 from .balls import frobenius
 from .chainfile import save_chain
@@ -55,15 +56,15 @@ CLAIMS = {
 }
 _residual = lambda c: frobenius(c.residual)
 SIDES: Mapping[str, Callable[[BallChain], tuple[Any, Any]]] = {
-    "total_norm": lambda c: (c.product_norm(0), c.product_bound(0)),
-    "paper": lambda c: (_residual(c), c.paper()),
-    "telescoping": lambda c: (_residual(c), c.telescoping()),
-    "transfer": lambda c: (_residual(c), c.transfer()),
-    "damped": lambda c: (_residual(c), c.damped()),
-    "row_exact": lambda c: (_residual(c), c.row_exact()[1]),
-    "row_exact_lower": lambda c: (c.row_exact()[0], _residual(c)),
-    "top_k": lambda c: (_residual(c), c.top_k(2)[1]),
-    "top_k_lower": lambda c: (c.top_k(2)[0], _residual(c)),
+    "total_norm": lambda c: (c.product_norm(0), balled(c).product_bound(0)),
+    "paper": lambda c: (_residual(c), balled(c).paper()),
+    "telescoping": lambda c: (_residual(c), balled(c).telescoping()),
+    "transfer": lambda c: (_residual(c), balled(c).transfer()),
+    "damped": lambda c: (_residual(c), balled(c).damped()),
+    "row_exact": lambda c: (_residual(c), balled(c).row_exact()[1]),
+    "row_exact_lower": lambda c: (balled(c).row_exact()[0], _residual(c)),
+    "top_k": lambda c: (_residual(c), balled(c).top_k(2)[1]),
+    "top_k_lower": lambda c: (balled(c).top_k(2)[0], _residual(c)),
 }
 
 _built = jax.jit(build, static_argnums=1)

@@ -11,7 +11,7 @@ import pytest
 
 import spectral_theorem as st
 from spectral_theorem import balls, certification, check, cli
-from spectral_theorem.ballchain import BallChain
+from spectral_theorem.ballbounds import BallBounds
 from spectral_theorem.ballclaims import CLAIM_SLACKS, CONDITION_SLACKS, JOINED, NOT_COVERED, Slack
 from spectral_theorem.chainfile import save_chain
 from spectral_theorem.claims import CLAIMS
@@ -54,7 +54,7 @@ def test_every_slack_lies_where_mpmath_finds_it(comparison, case):
 def test_the_comparison_can_fail(comparison, monkeypatch):
     chain = make_chain("plain", shape=(3, 3, 2), seed=1)
     monkeypatch.setattr(
-        BallChain, "paper", lambda self, honest=BallChain.paper: honest(self) * (1 + balls.number(1e-30))
+        BallBounds, "paper", lambda self, honest=BallBounds.paper: honest(self) * (1 + balls.number(1e-30))
     )
     assert any("telescoping_paper" in said for said in comparison.compared(chain)[1])
 
@@ -104,9 +104,9 @@ def test_a_decomposition_that_is_off_says_so(monkeypatch):
 @pytest.mark.parametrize(
     ("claim", "wrong"),
     [
-        ("residual_transfer", lambda c, by: c.transfer() * (1 - by) - balls.frobenius(c.residual)),
-        ("row_exact_upper", lambda c, by: c.row_exact()[1] * (1 - by) - balls.frobenius(c.residual)),
-        ("top_k_upper", lambda c, by: c.top_k(2)[1] * (1 - by) - balls.frobenius(c.residual)),
+        ("residual_transfer", lambda c, by: BallBounds(c).transfer() * (1 - by) - balls.frobenius(c.residual)),
+        ("row_exact_upper", lambda c, by: BallBounds(c).row_exact()[1] * (1 - by) - balls.frobenius(c.residual)),
+        ("top_k_upper", lambda c, by: BallBounds(c).top_k(2)[1] * (1 - by) - balls.frobenius(c.residual)),
     ],
 )
 def test_a_bound_wrong_by_little_is_refuted(claim, wrong, shrunk):

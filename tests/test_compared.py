@@ -302,7 +302,16 @@ def test_the_verb_writes_what_it_found(run, capsys):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["verb"] == "compare" and list(summary["failed"]) == ["broken.wav, clean", "broken.wav, stressed"]
     ids = [section["id"] for section in summary["sections"]]
-    assert ids == ["observables", "baseline", "divergence", "paper", "hallucinated", "suspicious", "provenance"]
+    assert ids == [
+        "observables",
+        "baseline",
+        "divergence",
+        "paper",
+        "same_tokens",
+        "hallucinated",
+        "suspicious",
+        "provenance",
+    ]
     assert all(section["sentence"] and section["verdict"] for section in summary["sections"])
     numbers = {t["number"]: t["name"] for s in summary["sections"] for t in s["tables"]}
     assert {p.name for p in (out / "tables").iterdir()} == {

@@ -164,6 +164,9 @@ def test_one_dimension_is_pure_and_aligned():
 # the coherence problem ----------------------------------------------------------------------------------
 
 
+_solved = jax.jit(jax.vmap(st.coherence_direction))
+
+
 def bundles():
     rng = np.random.default_rng(0)
     wide = rng.normal(size=(40, 9, 4))
@@ -176,7 +179,7 @@ def bundles():
 
 def test_coherence_agrees_with_nonnegative_least_squares():
     rows = bundles()
-    solved = jax.jit(jax.vmap(st.coherence_direction))(jnp.asarray(rows))
+    solved = _solved(jnp.asarray(rows))
     for i, some in enumerate(rows):
         value, psi = oracle.coherence(some)
         np.testing.assert_allclose(solved.value[i], value, atol=1e-9)
@@ -187,7 +190,7 @@ def test_coherence_agrees_with_nonnegative_least_squares():
 
 def test_coherence_certifies_itself():
     rows = bundles()
-    solved = jax.vmap(st.coherence_direction)(jnp.asarray(rows))
+    solved = _solved(jnp.asarray(rows))
     size = np.linalg.norm(rows, axis=2)
     unit = rows / np.where(size > 0, size, 1)[..., None]
     exists = np.asarray(solved.value > 0)

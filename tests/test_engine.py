@@ -19,13 +19,14 @@ from spectral_theorem.summary import to_plain
 from spectral_theorem.types import InputError
 from spectral_theorem.whisper import token_factors
 
+exhaustive = pytest.mark.exhaustive
 CASES = [
     ("small", "block"),
     ("small", "sub-block"),
     ("wide", "block"),
-    ("wide", "sub-block"),
     ("one layer", "block"),
-    ("two layers", "block"),
+    pytest.param("wide", "sub-block", marks=exhaustive),
+    pytest.param("two layers", "block", marks=exhaustive),
 ]
 both = pytest.mark.parametrize(("shape", "granularity"), CASES)
 
@@ -97,7 +98,10 @@ def test_every_number_and_verdict_is_that_of_the_dense_route(shape, granularity)
         assert abs(math.exp(found.log_residual_spectral[t]) / spectral - 1) < 1e-3
 
 
-@pytest.mark.parametrize(("shape", "granularity"), [("small", "block"), ("small", "sub-block"), ("one layer", "block")])
+@pytest.mark.parametrize(
+    ("shape", "granularity"),
+    [("small", "block"), ("one layer", "block"), pytest.param("small", "sub-block", marks=exhaustive)],
+)
 def test_float32_violates_no_claim(shape, granularity):
     found = sweep(shape, granularity, "float32")
     assert [
@@ -110,15 +114,15 @@ def test_float32_violates_no_claim(shape, granularity):
             assert claims["identity"]["verdict"] == "HOLDS"
 
 
-def test_certificates_bound_what_is_left():
-    for shape, granularity in CASES:
-        found = sweep(shape, granularity)
-        for t in range(len(PLACES)):
-            w = np.asarray(chains(shape, granularity)[t].propagators)
-            t3 = np.linalg.svd(w, compute_uv=False)[:, 2]
-            bound = np.asarray(found.certificate[t])
-            assert (t3 < bound).all()
-            assert np.asarray(found.verification.triplets.certified[t]).mean() > 0.9
+@both
+def test_certificates_bound_what_is_left(shape, granularity):
+    found = sweep(shape, granularity)
+    for t in range(len(PLACES)):
+        w = np.asarray(chains(shape, granularity)[t].propagators)
+        t3 = np.linalg.svd(w, compute_uv=False)[:, 2]
+        bound = np.asarray(found.certificate[t])
+        assert (t3 < bound).all()
+        assert np.asarray(found.verification.triplets.certified[t]).mean() > 0.9
 
 
 # metamorphic -----------------------------------------------------------------------------------------------------

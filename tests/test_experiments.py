@@ -40,6 +40,9 @@ def test_an_experiment_states_its_claim_and_runs_small(path, request, monkeypatc
     records = found.run(found.config())
     _, sentence = judged(found, records)
     assert any(character.isdigit() for character in sentence), "a verdict carries its number"
+    if found.figure is not None and path.is_relative_to(NEEDS_SHARED):
+        drawn = found.figure(records)
+        assert drawn is None or any(axes.get_xlabel() for axes in drawn.axes)
     assert found.config().__hash__() is not None and dataclasses.is_dataclass(found.config)
 
 

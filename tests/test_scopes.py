@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import spectral_theorem as st
-from spectral_theorem import scopes, whisper
+from spectral_theorem import carried, scopes, whisper
 from spectral_theorem.audio import concatenate, load_audio
 from spectral_theorem.scopes import _ratio
 from spectral_theorem.types import InputError
@@ -135,12 +135,16 @@ def test_nonsense_is_refused(model, context, change, word):
         compare(model, context, **({"position": 1} | change))
 
 
-@pytest.mark.slow
-def test_real_layers(shared):
-    """On a real decoder the token's own block is token scope to rounding, and the frozen past is felt."""
-    model = whisper.load(shared / "models" / "whisper-tiny.en-digits", jnp.float64)
-    recordings = shared / "data" / "fsdd" / "recordings"
-    sound = concatenate([load_audio(recordings / f"{n}.wav")[0] for n in ("7_jackson_0", "1_george_0")], 0.1)
+@pytest.mark.parametrize("name", ["carried", pytest.param("whisper-tiny.en-digits", marks=pytest.mark.exhaustive)])
+def test_trained_layers(request, name):
+    """On a trained decoder the token's own block is token scope to rounding, and the frozen past is felt."""
+    if name == "carried":
+        model, (sound, _) = whisper.load(carried.MODEL, jnp.float64), load_audio(carried.CLIPS / "two-seven.flac")
+    else:
+        shared = request.getfixturevalue("shared")
+        model = whisper.load(shared / "models" / name, jnp.float64)
+        recordings = shared / "data" / "fsdd" / "recordings"
+        sound = concatenate([load_audio(recordings / f"{n}.wav")[0] for n in ("7_jackson_0", "1_george_0")], 0.1)
     context, seconds = whisper.encode_audio(model, sound)
     transcript = whisper.transcriptions(model, whisper.greedy(model, context[None]), [seconds])[0]
     found = st.compare_scopes(

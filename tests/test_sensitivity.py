@@ -10,7 +10,7 @@ import pytest
 from factored import PLACES, case, rows
 from mutation import mutant
 
-from spectral_theorem import whisper
+from spectral_theorem import carried, whisper
 from spectral_theorem.types import InputError
 from spectral_theorem.whisper import token_factors
 from spectral_theorem.whisper.jacobians import token_jacobians
@@ -24,13 +24,16 @@ def jacobian(layer, h, c):
     return jax.jacfwd(layer)(h, c), layer(h, c)
 
 
+_apply = jax.jit(lambda layer, h, c: layer(h, c))
+
+
 def references(made, place, granularity, change=lambda tree: tree):
     """Return the Jacobians (L, D, D) of the model's layers at one place."""
     tokens = made.layers(place, granularity)
     h, found = tokens.state, []
     for layer in tokens.layers:
         w, _ = jacobian(*change((layer, h, tokens.context)))
-        h = layer(h, tokens.context)
+        h = _apply(layer, h, tokens.context)
         found.append(w)
     return np.stack(found), h
 
@@ -130,13 +133,19 @@ def test_places_outside_the_sequence_are_refused(places, message):
 # real blocks -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", LIMIT)
-def test_real_blocks(shared, dtype):
-    model = whisper.load(shared / "models" / "whisper-tiny.en-digits", jnp.dtype(dtype))
-    context, _ = whisper.encode_audio(model, shared / "data" / "fsdd" / "recordings" / "7_jackson_0.wav")
+@pytest.mark.parametrize("name", ["carried", pytest.param("whisper-tiny.en-digits", marks=pytest.mark.exhaustive)])
+def test_trained_blocks(request, name, dtype):
+    if name == "carried":
+        folder, clip, said = carried.MODEL, carried.CLIPS / "two-seven.flac", "two seven"
+    else:
+        shared = request.getfixturevalue("shared")
+        folder, said = shared / "models" / name, "seven"
+        clip = shared / "data" / "fsdd" / "recordings" / "7_jackson_0.wav"
+    model = whisper.load(folder, jnp.dtype(dtype))
+    context, _ = whisper.encode_audio(model, clip)
     transcript = whisper.transcriptions(model, whisper.greedy(model, context[None]), [1.0])[0]
-    assert transcript.text == "seven"
+    assert transcript.text == said
     places = [transcript.position(step) for step in (0, transcript.steps - 1)]
     made = factored.Case(
         model, context, transcript.sequence, places, token_factors(model, context, transcript.sequence, places)
@@ -189,6 +198,7 @@ MUTANTS = {
     "parts in the wrong order": ("for name in reversed(PARTS) if part", "for name in PARTS if part"),
     "slope of the first token": (SLOPE + "[:, None]", SLOPE + "[:1, None]"),
 }
+ABOUT_FACTORS = [*MUTANTS][:4]
 
 
 def errors(load):
@@ -217,7 +227,8 @@ def _each(module, f):
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_every_mutant_is_caught(name):
-    with mutant("whisper.sensitivity", *MUTANTS[name]) as load, jax.disable_jit():
+    home = "tokenfactors" if name in ABOUT_FACTORS else "sensitivity"
+    with mutant(f"whisper.{home}", *MUTANTS[name]) as load, jax.disable_jit():
         assert errors(load) > 1e-6
 
 

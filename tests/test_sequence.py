@@ -179,6 +179,9 @@ def test_triplets_of_the_whole_sequence(model, context):
     assert not found.certified.any()
 
 
+@pytest.mark.parametrize(
+    "granularity", ["block", pytest.param("sub-block", marks=pytest.mark.exhaustive)], indirect=True
+)
 def test_triplets_of_a_wide_layer_need_no_dense_matrix(model, context, granularity):
     # Beyond 64 rows and a basis shorter than the state the space is searched, not written down.
     chain = sequence_chain(whisper.sequence_maps(model, context, [*TOKENS, *TOKENS, 5, 6], granularity))

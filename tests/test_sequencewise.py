@@ -1,5 +1,6 @@
 """A clip in sequence scope: the verification against the dense route, the run folder, and what is refused."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,7 +12,7 @@ from test_wide import assert_same
 import spectral_theorem as st
 from spectral_theorem import cli, sequencewise, whisper
 from spectral_theorem.audio import concatenate, load_audio
-from spectral_theorem.carried import CLIPS
+from spectral_theorem.carried import CLIPS, MODEL
 from spectral_theorem.runs import read_run
 from spectral_theorem.scopes import sequence_chain, sequence_triplets
 from spectral_theorem.sequencewise import measure_sequence, sequence_bytes, sequence_products, sequence_text
@@ -74,7 +75,7 @@ def assert_close(exact, found, atol=1e-9):
     [
         (3, 5, "block"),
         pytest.param(3, 5, "sub-block", marks=pytest.mark.slow),
-        pytest.param(1, 2, "sub-block", marks=pytest.mark.slow),
+        pytest.param(1, 2, "sub-block", marks=pytest.mark.exhaustive),
     ],
 )
 def test_every_number_is_that_of_the_dense_route(context, layers, tokens, granularity):
@@ -158,8 +159,11 @@ def test_the_chain_ends_with_the_last_step_asked_for(measured):
     assert repr(t.text) in text and "in sequence" in text and "H1 stability" in text
 
 
-def test_float32_holds_to_its_own_rounding(sound):
-    found = measure_sequence(talking("float32"), sound.astype("float32"), steps="0")
+def test_float32_holds_to_its_own_rounding():
+    """On the model of the docstring, whose programs the suite compiles anyway."""
+    dims = dataclasses.replace(TALKING, vocabulary=6, positions=9, decoder_layers=2, decoder_hidden=8)
+    model = whisper.random_model(jax.random.key(0), dims, dtype="float32")
+    found = measure_sequence(model, np.zeros(3200, np.float32), steps="0,1")
     assert found.found.verification.bounds.log_paper.dtype == jnp.float32
     assert found.found.verification.violated == () and found.jacobian_check < 1e-4
 
@@ -251,13 +255,17 @@ def test_the_carried_model_through_the_command_line(capsys, tmp_path):
     assert cli.main([*command[:-2], "--require", "conditions"]) == 1
 
 
-@pytest.mark.slow
-def test_real_layers(shared):
-    """On a real decoder no claim is violated, and two ways to the derivative agree."""
-    model = whisper.load(shared / "models" / "whisper-tiny.en-digits", jnp.float64)
-    recordings = shared / "data" / "fsdd" / "recordings"
-    sound = concatenate([load_audio(recordings / f"{n}.wav")[0] for n in ("7_jackson_0", "1_george_0")], 0.1)
-    found = measure_sequence(model, sound, steps="0")
+@pytest.mark.parametrize("name", ["carried", pytest.param("whisper-tiny.en-digits", marks=pytest.mark.exhaustive)])
+def test_trained_layers(request, name):
+    """On a trained decoder no claim is violated, and two ways to the derivative agree."""
+    if name == "carried":  # in the shapes of the command line above, which are compiled
+        model, (sound, _) = whisper.load(MODEL, jnp.float64), load_audio(CLIPS / "two-seven.flac")
+    else:
+        shared = request.getfixturevalue("shared")
+        model = whisper.load(shared / "models" / name, jnp.float64)
+        recordings = shared / "data" / "fsdd" / "recordings"
+        sound = concatenate([load_audio(recordings / f"{n}.wav")[0] for n in ("7_jackson_0", "1_george_0")], 0.1)
+    found = measure_sequence(model, sound, steps="all" if name == "carried" else "0")
     v = found.found.verification
     assert v.violated == () and v.triplets.resolved.all()
     assert found.jacobian_check < 1e-12

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from mutation import mutant
 
 from spectral_theorem import InputError, detail
 from spectral_theorem.tokenchains import (
@@ -19,9 +20,8 @@ from spectral_theorem.tokenchains import (
     token_propagators,
     untrained,
 )
-from spectral_theorem.whisper import Dims, blocks, random_model, token_jacobians
+from spectral_theorem.whisper import Dims, random_model
 
-# a width of its own, so that no other test has traced these shapes
 DIMS = Dims(
     width=10,
     mels=4,
@@ -57,22 +57,16 @@ def test_variants_are_what_they_say(heard):
         token_propagators(model, clip, "sideways")
 
 
-def test_frozen_layernorm_is_the_derivative_with_its_deviation_held(heard, monkeypatch):
+def test_frozen_layernorm_is_the_derivative_with_its_deviation_held(heard):
     model, clip = heard
 
-    def frozen(parameters, x):
-        centred = x - x.mean(-1, keepdims=True)
-        scale = jax.lax.stop_gradient(jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + blocks.EPSILON))
-        return centred * scale * parameters["scale"] + parameters["bias"]
-
     ours = token_propagators(model, clip, "frozen LayerNorm")
-    monkeypatch.setattr(blocks, "layer_norm", frozen)
-    jax.clear_caches()
+    deviation = "jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + EPSILON)"
     tokens, places = clip.transcription.sequence, clip.positions
-    oracle = token_jacobians(model, clip.encoded, tokens, places, method="jacfwd")
-    jax.clear_caches()
+    with mutant("whisper.blocks", deviation, f"jax.lax.stop_gradient({deviation})") as load:
+        frozen = load("whisper.jacobians")
+        oracle = frozen.token_jacobians(model, clip.encoded, tokens, places, method="jacfwd")
     np.testing.assert_allclose(ours, jnp.swapaxes(oracle, 0, 1), atol=1e-10)
-    monkeypatch.undo()
     assert float(jnp.abs(ours - token_propagators(model, clip)).max()) > 1e-3
 
 

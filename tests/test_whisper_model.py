@@ -43,6 +43,7 @@ def run(model, context):
 
 
 apply = jax.jit(lambda layer, h, c: layer(h, c))
+by_context = jax.jit(lambda layer, h, c: jax.jacrev(layer, 1)(h, c))
 
 
 def distance(x, y):
@@ -343,7 +344,7 @@ def dense(model, context):
     h, found = chain.state, []
     for name, layer in zip(chain.names, chain.layers, strict=True):
         if "cross" in name:
-            found.append(jax.jacrev(layer, 1)(h, context))
+            found.append(by_context(layer, h, context))
         h = apply(layer, h, context)
     return jnp.stack(found)
 
@@ -380,7 +381,7 @@ def test_block_injection_is_the_mlp_applied_to_the_cross_injection(model, contex
     after = apply(cross, apply(own, whole.state, context), context)
     through = jax.jacfwd(lambda h: mlp(h, context))(after)
     assert (
-        distance(jax.jacrev(whole.layers[0], 1)(whole.state, context), jnp.einsum("xy,yfd->xfd", through, dense[0]))
+        distance(by_context(whole.layers[0], whole.state, context), jnp.einsum("xy,yfd->xfd", through, dense[0]))
         < 1e-13
     )
 
@@ -388,9 +389,12 @@ def test_block_injection_is_the_mlp_applied_to_the_cross_injection(model, contex
 # Real blocks.
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_real_blocks_have_the_derivatives_that_differences_show(shared):
-    """Every decoder block at three steps: W by jacfwd, G along 16 directions of the full context."""
+    """Every decoder block at three steps: W by jacfwd, G along 16 directions of the full context.
+
+    `test_real_layers` asks the same of another recording.
+    """
     model = whisper.load(shared / "models" / "whisper-tiny.en-digits", "float64")
     clip = shared / "data" / "fsdd" / "recordings" / "7_jackson_0.wav"
     context, _ = whisper.encode_audio(model, load_audio(clip)[0])

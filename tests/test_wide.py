@@ -74,9 +74,6 @@ def assert_same(exact, found, *, atol=1e-9):
         assert abs(float(found.residual.log_spectral) - spectral) < 1e-6
 
 
-slow = pytest.mark.slow
-
-
 @pytest.mark.parametrize(
     ("layers", "width", "context", "silent"),
     [
@@ -84,8 +81,8 @@ slow = pytest.mark.slow
         (3, 4, 7, ()),  # the reading spaces are the whole state
         (4, 70, 30, (0,)),  # the residual is estimated
         (4, 70, 30, (0, 1, 2, 3)),  # no context
-        pytest.param(2, 5, 6, (), marks=slow),
-        pytest.param(3, 80, 200, (1,), marks=slow),
+        pytest.param(2, 5, 6, (), marks=pytest.mark.exhaustive),
+        pytest.param(3, 80, 200, (1,), marks=pytest.mark.exhaustive),
     ],
 )
 def test_every_number_is_that_of_the_dense_chain(layers, width, context, silent):

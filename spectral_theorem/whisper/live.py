@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from .blocks import Parameters
 from .cached import KeysValues
-from .sensitivity import TokenFactors, block_factors
+from .tokenfactors import TokenFactors, block_factors
 
 
 @jax.jit
