@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from . import blocks
+from .blocks import Parameters
 from .tokenfactors import (
     AttentionFactors,
     NormFactors,
@@ -34,6 +35,7 @@ __all__ = [
     "Part",
     "TokenFactors",
     "at_token",
+    "kernels_for_rows",
     "propagators",
     "pull",
     "push",
