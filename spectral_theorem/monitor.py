@@ -86,7 +86,7 @@ _SCALARS = ("clip", "start", "step", "position", "token", "text", "logprob", "po
 def _listed(x: np.ndarray) -> list[Any]:
     if np.isfinite(x).all():
         return x.tolist()
-    return np.where(np.isfinite(x), x, None).tolist()
+    return np.where(np.isfinite(x), x, np.asarray(None, dtype=object)).tolist()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,7 +117,7 @@ class Monitor:
 
     References
     ----------
-    docs/guides/monitor.md, docs/theory/observables.md, docs/benchmarks/monitor.json (what it costs).
+    docs/guides/monitor.md, docs/theory/observables.md; scripts/bench_monitor.py (what it costs).
 
     Examples
     --------
