@@ -47,7 +47,7 @@ def distance(x, y):
     return float(np.abs(np.asarray(x) - np.asarray(y)).max())
 
 
-@pytest.fixture(scope="module", params=["block", "sub-block"])
+@pytest.fixture(scope="module", params=["block", pytest.param("sub-block", marks=pytest.mark.exhaustive)])
 def dense(model, context, request):
     """Return both chains as arrays, by forward differentiation."""
     position, granularity = 3, request.param
