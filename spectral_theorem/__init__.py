@@ -28,6 +28,7 @@ _HOME = {
     "InputError": "types",
     "tolerance": "types",
     "OperatorChain": "linearization",
+    "layers_of": "linearization",
     "linearize": "linearization",
     "operators": "linearization",
     "decompose": "triplets",
@@ -54,10 +55,12 @@ _HOME = {
     "kirchhoff_index": "observables",
     "kirchhoff_scale_free": "observables",
     "observe": "observables",
+    "Monitor": "monitor",
     "pooled": "pooling",
     "pooled_change": "pooling",
 }
 _MODULES = (
+    "alarms",
     "association",
     "audio",
     "behaviour",
@@ -77,6 +80,7 @@ _MODULES = (
 
 if TYPE_CHECKING:
     from . import (
+        alarms,
         association,
         audio,
         behaviour,
@@ -98,8 +102,9 @@ if TYPE_CHECKING:
     from .coherence import coherence_direction
     from .conditions import check_conditions
     from .deep import stream
-    from .linearization import OperatorChain, linearize, operators
+    from .linearization import OperatorChain, layers_of, linearize, operators
     from .manychains import verify_batches
+    from .monitor import Monitor
     from .observables import (
         effective_rank,
         kirchhoff_index,

@@ -62,6 +62,7 @@ def leading_eigenpairs(
     most: int | None = None,
     start: Any = None,
     block: int = 2,
+    look: int = _FIRST,
 ) -> Leading:
     r"""Estimate the leading eigenpairs of N symmetric positive semidefinite operators at once.
 
@@ -79,6 +80,8 @@ def leading_eigenpairs(
     start : (N, m, D), optional
         First rows, for instance the vectors of the previous token; at least one more row is random.
     block : columns of the block, at least 2 (at least `top` finds ties among the top).
+    look : vectors in the basis before the residuals are looked at; fewer pay where `start` is good. Below 4, also
+        those between two looks.
 
     Returns
     -------
@@ -94,7 +97,7 @@ def leading_eigenpairs(
     -----
     Full orthogonalisation, twice per block. A direction in which the space cannot grow is replaced by a
     random one, so an invariant space does not end the search. For D at most 64, or a basis that would
-    reach D, S is written down and decomposed instead. Looks at the residuals after 16 vectors and then
+    reach D, S is written down and decomposed instead. Looks at the residuals after `look` vectors and then
     after every 4; the basis doubles until all N are converged or `most` is reached.
 
     Eigenvalues of S below eps times the first are noise. The loop over basis sizes is Python; its parts
@@ -130,13 +133,13 @@ def leading_eigenpairs(
     apply = apply if isinstance(apply, Partial) else Partial(apply)
     most = 192 if most is None else most
     block = max(block, 1 if start is None else start.shape[1] + 1)
-    first = max(3 * _FIRST, 2 * (top + 1))
-    capacity = -(-(first if most >= 2 * first else max(most, first)) // block) * block
+    first, least = max(3 * _FIRST, 2 * (top + 1)), 2 * (top + 1)
+    capacity = -(-(first if most >= 2 * first else max(most, least)) // block) * block
     if width <= 64 or capacity >= width:
         return _whole_space(apply, jnp.eye(width, dtype=dtype), count=count, top=top)
     basis = _begin(apply, key, start, count=count, width=width, block=block, capacity=capacity, dtype=dtype.name)
     while True:
-        basis, found = _grow(apply, basis, key, tolerance, top=top)
+        basis, found = _grow(apply, basis, key, tolerance, top=top, look=look)
         if 2 * capacity > most or bool(found.converged.all()):
             return found
         if 2 * capacity >= width:
@@ -282,8 +285,8 @@ def _look(basis: _Basis, tolerance: Any, *, top: int) -> tuple[Any, Any, Any, An
     return values, turns, residual, converged
 
 
-@functools.partial(jax.jit, static_argnames="top")
-def _grow(apply: Any, basis: _Basis, key: Any, tolerance: Any, *, top: int) -> tuple[_Basis, Leading]:
+@functools.partial(jax.jit, static_argnames=("top", "look"))
+def _grow(apply: Any, basis: _Basis, key: Any, tolerance: Any, *, top: int, look: int) -> tuple[_Basis, Leading]:
     """Extend until all are converged or the basis is full; then read off the leading pairs."""
     capacity, b = basis.rows.shape[1], basis.block.shape[1]
     step = functools.partial(_step, apply, key)
@@ -293,10 +296,10 @@ def _grow(apply: Any, basis: _Basis, key: Any, tolerance: Any, *, top: int) -> t
 
     def more(state: Any) -> Any:
         basis, _ = state
-        basis = several(basis, jnp.minimum(basis.size + -(-_SEGMENT // b) * b, capacity))
+        basis = several(basis, jnp.minimum(basis.size + -(-min(_SEGMENT, look) // b) * b, capacity))
         return basis, _look(basis, tolerance, top=top)[3].all()
 
-    basis = several(basis, jnp.minimum(_FIRST, capacity))
+    basis = several(basis, jnp.minimum(look, capacity))
     ready = _look(basis, tolerance, top=top)[3].all()
     basis, _ = jax.lax.while_loop(lambda s: ~s[1] & (s[0].size < capacity), more, (basis, ready))
     values, turns, residual, converged = _look(basis, tolerance, top=top)

@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 
 from .lanczos import Leading, SingularTriplets, leading_eigenpairs, singular_triplets
 from .tokenwise import Granularity, chain_layers, judge_token, probe_rows, value_grams
+from .triplets import assemble
 from .types import Thresholds, container, refuse
 from .verification import Verification
 from .whisper.rows import injection_gramian
@@ -137,13 +138,13 @@ def _checked_tolerance(tolerance: float | None, dtype: Any) -> float:
 
 
 def layer_triplets(
-    f: TokenFactors, part: Part = "block", *, top: int = 2, tolerance: float | None = None, start: Any = None
+    f: TokenFactors, part: Part = "block", *, top: int = 2, tolerance: float | None = None, **more: Any
 ) -> SingularTriplets:
     """Return the leading singular triplets of one layer's propagator at all tokens, matrix-free.
 
     Parameters
     ----------
-    f : factors of a block. part : of it. top, tolerance, start : as in `singular_triplets`.
+    f : factors of a block. part : of it. top, tolerance : as in `singular_triplets`. more : other options of it.
 
     Returns
     -------
@@ -161,8 +162,46 @@ def layer_triplets(
         key=jax.random.key(0),
         top=min(top, width),
         tolerance=tolerance,
-        start=start,
+        **more,
     )
+
+
+@jax.jit
+def layer_quantities(found: Sequence[SingularTriplets]) -> dict[str, Any]:
+    """Return what the triplets of neighbouring layers say at every token, with errors.
+
+    Parameters
+    ----------
+    found : of every layer, from `layer_triplets`, T tokens each.
+
+    Returns
+    -------
+    dict
+        (T, L) each: `sigma1`, `sigma2`, `xi`, `kappa_abs`, `lam` and their `_error`, `resolved`. The last layer has no
+        coupling: NaN. What did not converge has an infinite error.
+    """
+
+    def one(found: Any) -> dict[str, Any]:
+        residual = jnp.where(found.converged, found.residual, jnp.inf)
+        t = assemble(
+            found.sigma, found.sigma, found.U, found.V, residual=residual, certified=jnp.zeros_like(found.converged)
+        )
+        last = lambda x: jnp.concatenate([x, jnp.full((1,), jnp.nan, x.dtype)])
+        return {
+            "sigma1": t.sigma[:, 0],
+            "sigma1_error": t.sigma_error,
+            "sigma2": t.sigma[:, 1],
+            "sigma2_error": t.sigma2_error,
+            "xi": t.xi,
+            "xi_error": t.xi_error,
+            "kappa_abs": last(jnp.abs(t.kappa)),
+            "kappa_abs_error": last(t.kappa_error),
+            "lam": last(t.lam),
+            "lam_error": last(t.lam_error),
+            "resolved": t.resolved.astype(t.u.dtype),
+        }
+
+    return jax.vmap(one)(jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *found))
 
 
 def injection_triplets(
@@ -199,6 +238,54 @@ def _maps(part: Part) -> tuple[Any, Any, Any]:
     forward, backward = functools.partial(_push, part), functools.partial(_pull, part)
     gramian = functools.partial(_injection, part)
     return (lambda f: Partial(forward, f), lambda f: Partial(backward, f), lambda f: Partial(gramian, f))
+
+
+def leading_triplets(f: TokenFactors, start: Any, *, tolerance: float, most: int) -> SingularTriplets:
+    """Return the leading singular triplet of a block at all tokens, few products from a good start.
+
+    Parameters
+    ----------
+    f : factors of the block. start : (T, D) first guesses of v.
+    tolerance, most : as in `singular_triplets`; it can be traced where `most` is below 96.
+
+    Returns
+    -------
+    SingularTriplets
+        With leading axis T, one triplet each; the second singular value is an estimate from below.
+
+    Notes
+    -----
+    Eigenpairs of the Gram matrix and one product more, which is enough where tolerance is far above rounding.
+    """
+    tokens, width = f.state.shape
+    found = leading_eigenpairs(
+        Partial(_gramian, f),
+        count=tokens,
+        width=width,
+        dtype=f.state.dtype,
+        key=jax.random.key(0),
+        top=1,
+        tolerance=tolerance,
+        start=start[:, None],
+        look=2,
+        most=most,
+    )
+    v = found.vector[:, :1]
+    image = push(f, v)
+    sigma = jnp.linalg.norm(image, axis=2)
+    safe = jnp.where(sigma > 0, sigma, 1.0)
+    return SingularTriplets(
+        sigma=jnp.concatenate([sigma, jnp.sqrt(found.value[:, 1:])], axis=1),
+        U=jnp.swapaxes(image / safe[:, :, None], 1, 2),
+        V=jnp.swapaxes(v, 1, 2),
+        residual=found.residual[:, 0] / safe[:, 0],
+        size=found.size,
+        converged=found.converged,
+    )
+
+
+def _gramian(f: TokenFactors, x: Any) -> Any:
+    return pull(f, push(f, x))
 
 
 def _push(part: Part, f: TokenFactors, x: Any) -> Any:

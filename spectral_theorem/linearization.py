@@ -4,6 +4,7 @@ r"""From layer functions `f(h, c) -> h'` to a chain of Jacobians, dense or matri
 contexts too large to write :math:`G_l` down.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 from .operatorchain import OperatorChain, linear_maps, stacked
@@ -19,6 +21,75 @@ from .types import LayerChain, _checked_array, refuse
 
 DENSE_CONTEXT_LIMIT = 10_000
 _TANGENTS = 256  # context directions differentiated at once
+
+
+def layers_of(parts: Any, call: Any, state: Any) -> tuple[list[Partial], Any]:
+    r"""Make layers for `linearize` and `operators` from modules, and from a state of any shape.
+
+    .. math:: h_l = \mathrm{vec}\,f(p_l, \mathrm{vec}^{-1} h_{l-1}, c)
+
+    Parameters
+    ----------
+    parts : one pytree per layer, such as a Flax NNX module, parameters, or (cell, number of the step).
+    call : function `(part, state, context) -> state`, the same for all layers.
+    state : first state: an array of any shape, or a pytree of them, of one dtype.
+
+    Returns
+    -------
+    layers : functions `f(h, c) -> h'` on flat states.
+    h : (D,) the first state, its leaves one after the other in row-major order.
+
+    Raises
+    ------
+    InputError
+        No parts, a call that is no function, a state that is empty or of several dtypes.
+
+    Notes
+    -----
+    Weights are arguments of the layers, not constants inside: parts of equal structure and shapes share a compilation.
+    What a module changes in itself while it is called is forgotten, and dropout must be off.
+
+    References
+    ----------
+    docs/guides/your_layers.md.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> weights = [2.0 * jnp.eye(4), 3.0 * jnp.eye(4)]
+    >>> call = lambda w, rows, c: (w @ rows.ravel()).reshape(rows.shape) + c
+    >>> layers, h = layers_of(weights, call, jnp.ones((2, 2)))
+    >>> chain = linearize(layers, h, jnp.ones(2))
+    >>> chain.propagators[:, 0, 0].tolist(), chain.injections[0].tolist()
+    ([2.0, 3.0], [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    """
+    if not isinstance(parts, Sequence) or not parts:
+        refuse(f"parts of type {type(parts).__name__}, or none", "a sequence of at least one", "[block]")
+    if not callable(call):
+        refuse(f"call of type {type(call).__name__}", "a function (part, state, context) -> state", "call=apply")
+    leaves = jax.tree.leaves(state)
+    dtypes = sorted({str(jnp.result_type(leaf)) for leaf in leaves})
+    if len(dtypes) != 1:
+        refuse(
+            f"a state in {', '.join(dtypes) or 'no dtype: it is empty'}", "arrays of one dtype", "state=jnp.zeros(8)"
+        )
+    flat, restored = ravel_pytree(state)
+    way = _Way(call, restored)
+    return [Partial(_flat, way, part) for part in parts], flat
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Way:
+    """Hold what all layers share where arrays are expected, so that it shapes what is compiled."""
+
+    call: Any
+    restored: Any
+
+
+def _flat(way: _Way, part: Any, h: Any, c: Any) -> Any:
+    out = way.call(part, way.restored(h), c)
+    return ravel_pytree(out)[0]
 
 
 def linearize(layers: Any, state: Any, context: Any, *, initial: Any = None) -> LayerChain:

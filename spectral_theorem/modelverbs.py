@@ -235,3 +235,37 @@ class Compare:
     """Print one JSON object instead of text."""
     offline: bool = False
     """Do not ask the Hub: MODEL is a path, or a name in the local cache."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Monitor:
+    """Watch decoding while it goes on: spectra of activations at every token, gains now and then, calibrated alarms."""
+
+    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+    """Folder of a checkpoint, its name on the Hub, or "carried" for the one that the package brings."""
+    audio: Positional[Annotated[tuple[Path, ...], arg(metavar="AUDIO...", help_behavior_hint="(one or more)")]]
+    """Recordings, or folders whose recordings are all taken."""
+    window: int = 16
+    """Newest positions that a spectrum is taken over."""
+    modes: int = 10
+    """Use the largest so many eigenvalues."""
+    every: int = 8
+    """Measure lambda at every so-manieth token; 0 never does."""
+    tolerance: float = 1e-2
+    """Residual of the singular triplets to reach, relative to sigma1."""
+    clean: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: no alarms)")] = None
+    """Record of clean clips, from an earlier --out: sets thresholds."""
+    level: float = 0.05
+    """Share of clips like the clean ones that may raise an alarm."""
+    signals: str = "low_rank,steep,unlikely"
+    """What alarms listen to: low_rank, high_rank, steep, flat, low_gain, high_gain, unlikely."""
+    group: int = 16
+    """Tokens at once: fewer are seen sooner, more cost less."""
+    dtype: Dtype = "float32"
+    """Precision of model and gains."""
+    out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: nothing is written)")] = None
+    """Record to write, lines of JSON; the same command goes on with one that was stopped."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+    offline: bool = False
+    """Do not ask the Hub: MODEL is a path, or a name in the local cache."""

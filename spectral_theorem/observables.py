@@ -225,33 +225,79 @@ def spectral_slope(eigenvalues: Any, modes: int | None = None, *, samples: int |
     >>> spectral_slope([4.0, 2.0, 1.0]).reason
     '3 eigenvalues, fewer than 6'
     """
-    mu = _window(np.asarray(eigenvalues, dtype=np.float64).reshape(-1), modes)
-    mu = mu[mu > 0]
-    n = mu.size
-    if n < 3:
-        return Slope(np.nan, np.nan, np.nan, "FAILED", f"{n} eigenvalues, fewer than {LEAST_MODES}", n)
-    y = np.log(mu)
-    alpha, r2, rest = _line(np.log(np.arange(1.0, n + 1)), y)
-    off = np.log(np.arange(1.0, n + 1))
-    off = off - off.mean()
-    neighbours = float(rest[1:] @ rest[:-1] / max(rest @ rest, 1e-300))
-    # a correlation from few points comes out too small by about this much
-    r = min(max(neighbours + (1 + 3 * neighbours) / n, 0.0), 0.9)
-    variance = rest @ rest / (n - 2) * (1 + r) / (1 - r) + (2 / samples if samples else 0.0)
-    rounding = 64 * np.finfo(float).eps * max(1.0, float(np.abs(y).max()))
-    error = float(_t_limit(n - 2) * np.sqrt(variance / (off @ off)) + rounding)
-    reason = ""
-    exponential = _line(np.arange(1.0, n + 1), y)[2]
-    # two fits that are both exact to rounding are not told apart by which of them rounds better
-    if n < LEAST_MODES:
-        reason = f"{n} eigenvalues, fewer than {LEAST_MODES}"
-    elif np.ptp(y) <= rounding:
-        reason = "all eigenvalues are equal: there is no slope"
-    elif exponential @ exponential <= rest @ rest and np.abs(rest).max() > rounding:
-        reason = "an exponential fits better"
-    elif r2 < LEAST_R2:
-        reason = f"R² = {r2:.2f}, below {LEAST_R2}"
-    return Slope(float(-alpha), error, float(r2), "FAILED" if reason else "OK", reason, n)
+    found = spectral_slopes(np.asarray(eigenvalues, dtype=np.float64).reshape(-1), modes, samples=samples)
+    n, r2, failed = int(found.modes), float(found.r2), REASONS[int(found.failed)]
+    reason = failed.format(n=n, r2=r2, modes=LEAST_MODES, least=LEAST_R2)
+    return Slope(float(found.alpha), float(found.error), r2, "FAILED" if reason else "OK", reason, n)
+
+
+@dataclasses.dataclass(frozen=True)
+class Slopes:
+    """Hold fits of many spectra, arrays of one shape.
+
+    Parameters
+    ----------
+    alpha, error, r2, modes : as in `Slope`. failed : place in `REASONS`; 0 means that the fit is OK.
+    """
+
+    alpha: Any
+    error: Any
+    r2: Any
+    failed: Any
+    modes: Any
+
+
+# what a fit may fail by, the first that applies
+REASONS = (
+    "",
+    "{n} eigenvalues, fewer than {modes}",
+    "all eigenvalues are equal: there is no slope",
+    "an exponential fits better",
+    "R² = {r2:.2f}, below {least}",
+)
+
+
+def spectral_slopes(eigenvalues: Any, modes: int | None = None, *, samples: Any = None) -> Slopes:
+    """Fit many spectra at once, as `spectral_slope` fits one.
+
+    Parameters
+    ----------
+    eigenvalues : (..., n) in any order. modes : as there. samples : number, or one for each spectrum.
+
+    Raises
+    ------
+    InputError
+        As `spectral_slope`.
+
+    Examples
+    --------
+    >>> found = spectral_slopes(np.arange(1.0, 31.0) ** -np.asarray([[1.0], [2.0]]))
+    >>> found.alpha.round(9).tolist(), found.failed.tolist()
+    ([1.0, 2.0], [0, 0])
+    """
+    mu = _window(eigenvalues, modes)
+    used = mu > 0
+    n = used.sum(-1)
+    place = np.arange(1.0, mu.shape[-1] + 1)
+    y = np.log(np.where(used, mu, 1.0))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        slope, r2, rest, spread = _lines(np.log(place), y, used, n)
+        exponential = _lines(place, y, used, n)[2]
+        square = (rest**2).sum(-1)
+        neighbours = (rest[..., 1:] * rest[..., :-1]).sum(-1) / np.maximum(square, 1e-300)
+        # a correlation from few points comes out too small by about this much
+        r = np.clip(neighbours + (1 + 3 * neighbours) / n, 0.0, 0.9)
+        drawn = 0.0 if samples is None else 2 / np.asarray(samples, np.float64)
+        variance = square / (n - 2) * (1 + r) / (1 - r) + drawn
+        rounding = 64 * np.finfo(float).eps * np.maximum(1.0, np.abs(y).max(-1))
+        error = _t_limit(n - 2) * np.sqrt(variance / spread) + rounding
+        # two fits that are both exact to rounding are not told apart by which of them rounds better
+        better = ((exponential**2).sum(-1) <= square) & (np.abs(rest).max(-1) > rounding)
+        last = np.take_along_axis(y, np.maximum(n - 1, 0)[..., None], axis=-1)[..., 0]
+        tests = [n < LEAST_MODES, y[..., 0] - last <= rounding, better, ~(r2 >= LEAST_R2)]
+    failed = np.select(tests, range(1, 5), 0)
+    known = lambda x: np.where(n < 3, np.nan, x)
+    return Slopes(known(-slope), known(error), known(r2), failed, n)
 
 
 def observe(eigenvalues: Any, modes: int = 10, *, samples: int | None = None) -> Observables:
@@ -343,16 +389,18 @@ def _plain(value: Any) -> Any:
     return float(value) if np.ndim(value) == 0 else value
 
 
-def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float, np.ndarray]:
-    """Return slope, R² and residuals of the least-squares line."""
-    off = x - x.mean()
-    slope = float(off @ y / (off @ off))
-    rest = y - y.mean() - slope * off
-    total = float(((y - y.mean()) ** 2).sum())
-    return slope, 1 - float(rest @ rest) / total if total > 0 else np.nan, rest
+def _lines(x: np.ndarray, y: np.ndarray, used: np.ndarray, n: Any) -> tuple[Any, ...]:
+    """Return slopes, R², residuals and spreads of x of the least-squares lines through the points in use."""
+    mean = lambda values: (values * used).sum(-1, keepdims=True) / n[..., None]
+    off, height = (x - mean(x)) * used, (y - mean(y)) * used
+    spread = (off**2).sum(-1)
+    slope = (off * height).sum(-1) / spread
+    rest = height - slope[..., None] * off
+    total = (height**2).sum(-1)
+    return slope, np.where(total > 0, 1 - (rest**2).sum(-1) / total, np.nan), rest, spread
 
 
-def _t_limit(freedom: int) -> float:
+def _t_limit(freedom: Any) -> Any:
     from scipy.special import stdtrit
 
-    return float(stdtrit(freedom, 0.975))
+    return stdtrit(freedom, 0.975)

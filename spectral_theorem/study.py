@@ -12,13 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .clips import Clip
 from .console import working
-from .engine import layer_triplets
+from .engine import layer_quantities, layer_triplets
 from .gains import context_norms, product_norms
 from .provenance import environment
 from .runs import RunFolder
@@ -38,7 +36,6 @@ from .studyfile import (
     write_cell,
     write_description,
 )
-from .triplets import assemble
 from .types import InputError, refuse
 from .whisper import Transcription, WhisperModel, encode_audio, greedy, model_digest, token_factors, transcriptions
 from .whisper.chain import padded_tokens
@@ -352,8 +349,7 @@ def _group(
     # few shapes are compiled: the last token stands in for what is missing to a multiple
     factors = token_factors(model, encoded, heard.sequence, positions + positions[-1:] * (-len(steps) % BUCKET))
     found = [layer_triplets(f) for f in factors]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *found)  # tokens first
-    layers: dict[str, Any] = {name: np.asarray(value, np.float64) for name, value in _quantities(stacked).items()}
+    layers: dict[str, Any] = {name: np.asarray(value, np.float64) for name, value in layer_quantities(found).items()}
     layers["resolved"] = layers["resolved"] > 0
     if gains:
         log_sigma = np.log(layers["sigma1"])
@@ -365,33 +361,6 @@ def _group(
         layers["log_context_gain"] = np.asarray(whole.value, np.float64)
         layers["log_context_gain_error"] = np.asarray(whole.error, np.float64)
     return {name: value[: len(steps)] for name, value in layers.items()}
-
-
-@jax.jit
-def _quantities(found: Any) -> dict[str, Any]:
-    """Couple neighbouring layers at every token; fields of `found` are (T, L, ...)."""
-
-    def one(found: Any) -> dict[str, Any]:
-        residual = jnp.where(found.converged, found.residual, jnp.inf)
-        t = assemble(
-            found.sigma, found.sigma, found.U, found.V, residual=residual, certified=jnp.zeros_like(found.converged)
-        )
-        last = lambda x: jnp.concatenate([x, jnp.full((1,), jnp.nan, x.dtype)])
-        return {
-            "sigma1": t.sigma[:, 0],
-            "sigma1_error": t.sigma_error,
-            "sigma2": t.sigma[:, 1],
-            "sigma2_error": t.sigma2_error,
-            "xi": t.xi,
-            "xi_error": t.xi_error,
-            "kappa_abs": last(jnp.abs(t.kappa)),
-            "kappa_abs_error": last(t.kappa_error),
-            "lam": last(t.lam),
-            "lam_error": last(t.lam_error),
-            "resolved": t.resolved.astype(t.u.dtype),
-        }
-
-    return jax.vmap(one)(found)
 
 
 def _digest(content: bytes) -> str:

@@ -66,6 +66,27 @@ def conformal(values: np.ndarray, clean: np.ndarray, own: np.ndarray) -> np.ndar
     return np.where(own, above / max(len(clean), 1), (above + 1) / (len(clean) + 1))
 
 
+def limit(clean: np.ndarray, level: float) -> float | None:
+    """Return the value beyond which at most a share `level` of clips like the clean ones lie.
+
+    Parameters
+    ----------
+    clean : (m,) scores of clean clips, larger is more suspicious. level : between 0 and 1.
+
+    Returns
+    -------
+    float or None
+        A score above it has a `conformal` p-value of at most `level`; None where so few clean clips give none.
+
+    Examples
+    --------
+    >>> limit(np.arange(9.0), 0.1), limit(np.arange(19.0), 0.1), limit(np.arange(8.0), 0.1)
+    (8.0, 17.0, None)
+    """
+    beyond = int(np.floor(level * (len(clean) + 1))) - 1
+    return float(np.sort(clean)[::-1][beyond]) if beyond >= 0 else None
+
+
 def suspicious_rows(cells: Sequence[Any], clean: str) -> list[dict[str, Any]]:
     """Rank cells, the most suspicious first.
 
@@ -95,9 +116,7 @@ def suspicious_rows(cells: Sequence[Any], clean: str) -> list[dict[str, Any]]:
     rows = []
     for i, cell in enumerate(cells):
         name, sign, reference = scores[int(np.argmin(table[:, i]))]
-        # beyond this value fewer clean clips lie than the level allows
-        allowed = int(np.floor(LEVEL / len(scores) * (len(reference) + 1))) - 1
-        limit = sign * float(np.sort(reference)[::-1][allowed]) if allowed >= 0 else None
+        edge = limit(reference, LEVEL / len(scores))
         rows.append(
             {
                 "clip": cell.clip,
@@ -106,7 +125,7 @@ def suspicious_rows(cells: Sequence[Any], clean: str) -> list[dict[str, Any]]:
                 "flagged": bool(table[:, i].min() <= LEVEL),
                 "because": SIGNS[name][0],
                 "value": found[i][name],
-                "threshold": limit,
+                "threshold": None if edge is None else sign * edge,
                 "transcript": cell.transcript.text,
             }
         )

@@ -79,7 +79,7 @@ def transcribe(
     folder = RunFolder(out) if out is not None else None
     with working(f"loading {model}"):
         network = load(model, dtype=jnp.dtype(dtype))
-    names, mesh, started = _names(paths), clip_mesh(), time.monotonic()
+    names, mesh, started = clip_names(paths), clip_mesh(), time.monotonic()
     root, places = jax.random.key(seed), {name: place for place, name in enumerate(names)}
     clips: dict[str, Any] = {}
     failed: dict[str, str] = {}
@@ -215,7 +215,7 @@ def transcript_rows(found: Transcript, **labels: Any) -> list[dict[str, Any]]:
     return [{**labels, **row} for row in rows]
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
+def clip_names(paths: Sequence[Path]) -> list[str]:
     """Name clips by their files' stems, or by whole paths where stems repeat."""
     names = [path.stem for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]

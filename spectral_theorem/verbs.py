@@ -15,6 +15,7 @@ from .modelverbs import (
     Dtype,
     Measure,
     Models,
+    Monitor,
     Number,
     Out,
     Require,
@@ -215,6 +216,7 @@ Verb = (
     | Annotated[Transcribe, subcommand("transcribe", prefix_name=False)]
     | Annotated[Compare, subcommand("compare", prefix_name=False)]
     | Annotated[Sensitivity, subcommand("sensitivity", prefix_name=False)]
+    | Annotated[Monitor, subcommand("monitor", prefix_name=False)]
     | Annotated[Train, subcommand("train", prefix_name=False)]
     | Annotated[Bench, subcommand("bench", prefix_name=False)]
     | Annotated[Sweep, subcommand("sweep", prefix_name=False)]
@@ -232,6 +234,7 @@ RUNS = {
     Stress: ("stressed", "run"),
     Compare: ("compared", "run"),
     Sensitivity: ("sensitivity", "run"),
+    Monitor: ("monitored", "run"),
     Train: ("train", "run"),
     Bench: ("bench", "run"),
     Sweep: ("sweeps", "run"),

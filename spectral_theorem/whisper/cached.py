@@ -45,7 +45,7 @@ def advance(
     caches: list[KeysValues],
     cross: list[KeysValues],
     heads: int,
-) -> tuple[Float[Array, "batch n width"], list[KeysValues]]:
+) -> tuple[Float[Array, "batch n width"], list[KeysValues], list[dict[str, Array]]]:
     """Run n tokens through all blocks, and add them to the caches.
 
     Parameters
@@ -62,6 +62,8 @@ def advance(
     -------
     h : (B, n, D)  residual stream after the last block.
     caches : with the new places filled.
+    added : per block, what each sub-block adds to the residual stream, (B, n, D), by the names of `Record`. What is
+        not used of it is not computed: the compiler removes it.
     """
     room, n = caches[0].keys.shape[2], tokens.shape[1]
     place = start + jnp.arange(n)
@@ -71,7 +73,7 @@ def advance(
     visible = (earlier <= place[:, None]) & (earlier >= pad[:, None, None])
     # A padded place sees itself: an empty row would give NaN, which spreads.
     visible = visible | (earlier == place[:, None])
-    kept = []
+    kept, added = [], []
     for p, cache, kv in zip(layers, caches, cross, strict=True):
         attention, y = p["self_attn"], blocks.layer_norm(p["self_attn_layer_norm"], h)
         new = _keys_values(attention, y, heads)
@@ -79,12 +81,14 @@ def advance(
             jax.lax.dynamic_update_slice_in_dim(cache.keys, new.keys, start, axis=2),
             jax.lax.dynamic_update_slice_in_dim(cache.values, new.values, start, axis=2),
         )
-        h = h + _attend(attention, y, cache, visible, heads)
-        y = blocks.layer_norm(p["encoder_attn_layer_norm"], h)
-        h = h + _attend(p["encoder_attn"], y, kv, None, heads)
-        h = blocks.mlp(p, h)
+        own = h + _attend(attention, y, cache, visible, heads)
+        y = blocks.layer_norm(p["encoder_attn_layer_norm"], own)
+        crossed = own + _attend(p["encoder_attn"], y, kv, None, heads)
+        out = blocks.mlp(p, crossed)
+        added.append({"self_attention": own - h, "cross_attention": crossed - own, "mlp": out - crossed})
+        h = out
         kept.append(cache)
-    return h, kept
+    return h, kept, added
 
 
 def _keys_values(parameters: Parameters, x: Float[Array, "batch n width"], heads: int) -> KeysValues:

@@ -142,6 +142,45 @@ def decode(
     One loop with key-value caches, compiled per shape. A row depends on no other row: it decodes
     alone as in a batch, up to rounding.
     """
+    if temperature > 0 and keys is None:
+        refuse(f"temperature={temperature} without keys", "one PRNG key per row", "jax.random.split(key, batch)")
+    limit = None if max_initial_timestamp is None else round(max_initial_timestamp / TIMESTAMP_SECONDS)
+    settings, table, pad = prepared(
+        model,
+        prompts,
+        tail=tail,
+        width=width,
+        new=new,
+        timestamps=timestamps,
+        initial_limit=limit if timestamps else None,
+        drawn=temperature > 0,
+        forced=forced,
+    )
+    rows = (context, table, pad, keys if settings.drawn else None)
+    shared = (model.parameters["decoder"] if parameters is None else parameters, jnp.float32(temperature))
+    return over_clips(_loop(settings), mesh, shared, rows)
+
+
+def prepared(
+    model: WhisperModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    tail: int | None = None,
+    width: int | None = None,
+    new: int | None = None,
+    **more: Any,
+) -> tuple[LoopSettings, Int[Array, "batch longest"], Int[Array, " batch"]]:
+    """Return what a loop is compiled for, its prompts as one table, and the places at the left that hold nothing.
+
+    Parameters
+    ----------
+    model, prompts, tail, width, new : as in `decode`. more : other fields of `LoopSettings`.
+
+    Raises
+    ------
+    InputError
+        If prompts leave no room.
+    """
     generation, dims = model.generation, model.dims
     longest = max(*map(len, prompts), width or 0)
     shortest = min(len(prompt) for prompt in prompts)
@@ -153,26 +192,12 @@ def decode(
             f"at least one of each, together at most {dims.positions}, the model's positions",
             "shorter prompts",
         )
-    if temperature > 0 and keys is None:
-        refuse(f"temperature={temperature} without keys", "one PRNG key per row", "jax.random.split(key, batch)")
     table = np.full((len(prompts), longest), generation.end, np.int32)
     for row, prompt in zip(table, prompts, strict=True):
         row[longest - len(prompt) :] = prompt
-    limit = None if max_initial_timestamp is None else round(max_initial_timestamp / TIMESTAMP_SECONDS)
-    settings = LoopSettings(
-        generation=generation,
-        heads=dims.decoder_heads,
-        tail=tail,
-        new=new,
-        timestamps=timestamps,
-        initial_limit=limit if timestamps else None,
-        drawn=temperature > 0,
-        forced=forced,
-    )
     pad = jnp.asarray([longest - len(prompt) for prompt in prompts], jnp.int32)
-    rows = (context, jnp.asarray(table), pad, keys if settings.drawn else None)
-    shared = (model.parameters["decoder"] if parameters is None else parameters, jnp.float32(temperature))
-    return over_clips(_loop(settings), mesh, shared, rows)
+    settings = LoopSettings(generation=generation, heads=dims.decoder_heads, tail=tail, new=new, **more)
+    return settings, jnp.asarray(table), pad
 
 
 @functools.lru_cache(maxsize=64)
@@ -182,84 +207,164 @@ def _loop(settings: LoopSettings) -> Any:
 
 
 def _decode(shared: Any, rows: Any, *, settings: LoopSettings) -> Decoded:
-    (parameters, temperature), (context, prompts, pad, keys) = shared, rows
-    generation, heads = settings.generation, settings.heads
-    layers = [parameters["layers"][index] for index in sorted(parameters["layers"])]
-    vocabulary = parameters["embed_tokens"]["embedding"].shape[0]
+    prompts, pad = rows[1], rows[2]
+    cross, no_speech, state, _ = opened(shared, rows, settings)
+    step = lambda state: advanced(shared, rows, cross, state, settings)[0]
+    state = jax.lax.while_loop(lambda state: going(state, settings), step, state)
+    batch, begin = prompts.shape
+    generated = (state.tokens[:, begin:] != settings.generation.end).sum(1).astype(jnp.int32)
+    start = jnp.full(batch, begin, jnp.int32)
+    length = begin + generated + state.finished
+    return Decoded(state.tokens, state.logprobs, length, state.finished, no_speech, start, pad)
+
+
+@container
+class Going:
+    """Hold where a loop stands.
+
+    Attributes
+    ----------
+    count : tokens generated so far, of the row that is longest.
+    tokens, logprobs, finished : as in `Decoded`.
+    latest : (B,)  last timestamp, or `rules.NONE`.
+    caches : self-attention's keys and values, per block.
+    """
+
+    count: Int[Array, ""]
+    tokens: Int[Array, "batch length"]
+    logprobs: Float[Array, "batch length"]
+    finished: Bool[Array, " batch"]
+    latest: Int[Array, " batch"]
+    caches: list[Any]
+
+
+def going(state: Going, settings: LoopSettings) -> Bool[Array, ""]:
+    """Say whether another token is due."""
+    return (state.count < settings.new) & ~state.finished.all()
+
+
+def opened(shared: Any, rows: Any, settings: LoopSettings) -> tuple[Any, Array, Going, list[dict[str, Array]]]:
+    """Run the prompts and choose the first token of every row.
+
+    Parameters
+    ----------
+    shared : parameters of the decoder, and the temperature.
+    rows : encoder outputs (B, F, D), prompts (B, n), places at the left that hold nothing (B,), and keys or None.
+    settings : of the loop.
+
+    Returns
+    -------
+    cross : cross-attention's keys and values, per block.
+    no_speech : (B,)  probability of the no-speech token.
+    state : with one token.
+    added : per block, what sub-blocks add at the place that chose it, (B, D), as `cached.advance` names it.
+    """
+    (parameters, _), (context, prompts, pad, _) = shared, rows
+    generation, heads, layers = settings.generation, settings.heads, _layers(parameters)
     wide = jnp.promote_types(context.dtype, jnp.float32)
-    batch, _, width = context.shape
-    begin = prompts.shape[1]
+    (batch, begin), width = prompts.shape, context.shape[-1]
     longest = begin + settings.new
     cross = cross_caches(layers, context, heads)
     caches = empty_caches(layers, batch, longest, width, heads, context.dtype)
-    never = rules.forbidden(vocabulary, generation.suppress, wide)
-    if settings.forced:
-        never = never + rules.forbidden(vocabulary, [generation.end], wide)
-    first = never + rules.forbidden(vocabulary, generation.suppress_first, wide)
-
-    def choose(logits: Array, count: Array, tokens: Array, latest: Array, mask: Array) -> tuple[Array, Array]:
-        """Return the next token of every row, and its log-probability."""
-        # Fused with what follows, the product with 51,864 rows runs eight times slower on a CPU.
-        scores = jax.lax.optimization_barrier(logits).astype(wide) + mask
-        if settings.timestamps and generation.first_timestamp is not None:
-            if generation.no_timestamps is not None:
-                scores = scores.at[:, generation.no_timestamps].set(-jnp.inf)
-            generated = lambda back: jnp.where(count >= back, tokens[:, begin + count - back], rules.NONE)
-            keep = functools.partial(
-                rules.keep_timestamps,
-                first=generation.first_timestamp,
-                end=generation.end,
-                initial_limit=settings.initial_limit,
-            )
-            scores = jax.vmap(keep)(scores, generated(1), generated(2), latest)
-        if settings.drawn:
-            step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, count)
-            noise = jax.vmap(lambda key: jax.random.gumbel(key, (vocabulary,), wide))(step_keys)
-            chosen = jnp.argmax(scores / temperature.astype(wide) + noise, axis=-1).astype(jnp.int32)
-        else:
-            chosen = jnp.argmax(scores, axis=-1).astype(jnp.int32)
-        # Relative to the chosen token: of a token that is nearly certain, no digits are lost.
-        gained = -jax.nn.logsumexp(scores - jnp.take_along_axis(scores, chosen[:, None], axis=1), axis=-1)
-        return chosen, gained
-
-    def note(state: Any, logits: Array, mask: Array) -> Any:
-        """Add the next token to every row that has not ended."""
-        count, tokens, logprobs, finished, latest, caches = state
-        chosen, gained = choose(logits, count, tokens, latest, mask)
-        chosen = jnp.where(finished, generation.end, chosen)
-        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, chosen[:, None], begin + count, axis=1)
-        gained = jnp.where(finished, 0.0, gained)
-        logprobs = jax.lax.dynamic_update_slice_in_dim(logprobs, gained[:, None], begin + count, axis=1)
-        if generation.first_timestamp is not None:
-            latest = jnp.where(~finished & (chosen >= generation.first_timestamp), chosen, latest)
-        return count + 1, tokens, logprobs, finished | (chosen == generation.end), latest, caches
-
-    def step(state: Any) -> Any:
-        count, tokens, *_, caches = state
-        place = begin + count - 1
-        newest = jax.lax.dynamic_slice_in_dim(tokens, place, 1, axis=1)
-        h, caches = advance(parameters, layers, newest, place, pad, caches, cross, heads)
-        return note((*state[:-1], caches), read_out(parameters, h[:, 0]), never)
-
-    h, caches = advance(parameters, layers, prompts, 0, pad, caches, cross, heads)
+    h, caches, added = advance(parameters, layers, prompts, 0, pad, caches, cross, heads)
     no_speech = jnp.full(batch, jnp.nan, wide)
     if generation.no_speech is not None:
         opening = read_out(parameters, h[:, begin - settings.tail]).astype(wide)
         no_speech = jax.nn.softmax(opening, axis=-1)[:, generation.no_speech]
-    state = (
-        jnp.asarray(0, jnp.int32),
-        jnp.pad(prompts, ((0, 0), (0, settings.new)), constant_values=generation.end),
-        jnp.zeros((batch, longest), wide),
-        jnp.zeros(batch, bool),
-        jnp.full(batch, rules.NONE, jnp.int32),
-        caches,
+    state = Going(
+        count=jnp.asarray(0, jnp.int32),
+        tokens=jnp.pad(prompts, ((0, 0), (0, settings.new)), constant_values=generation.end),
+        logprobs=jnp.zeros((batch, longest), wide),
+        finished=jnp.zeros(batch, bool),
+        latest=jnp.full(batch, rules.NONE, jnp.int32),
+        caches=caches,
     )
-    state = note(state, read_out(parameters, h[:, -1]), first)
-    going = lambda state: (state[0] < settings.new) & ~state[3].all()
-    _, tokens, logprobs, finished, _, _ = jax.lax.while_loop(going, step, state)
-    generated = (tokens[:, begin:] != generation.end).sum(1).astype(jnp.int32)
-    start = jnp.full(batch, begin, jnp.int32)
-    return Decoded(tokens, logprobs, begin + generated + finished, finished, no_speech, start, pad)
+    state = _note(shared, rows, state, read_out(parameters, h[:, -1]), settings, first=True)
+    return cross, no_speech, state, jax.tree.map(lambda x: x[:, -1], added)
+
+
+def advanced(
+    shared: Any, rows: Any, cross: Any, state: Going, settings: LoopSettings
+) -> tuple[Going, list[dict[str, Array]]]:
+    """Run the newest token of every row and choose the next.
+
+    Parameters
+    ----------
+    shared, rows, settings : as for `opened`; encoder outputs are not looked at.
+    cross, state : from `opened`, or from here.
+
+    Returns
+    -------
+    state, added : as `opened` returns them.
+    """
+    parameters, pad = shared[0], rows[2]
+    place = rows[1].shape[1] + state.count - 1
+    newest = jax.lax.dynamic_slice_in_dim(state.tokens, place, 1, axis=1)
+    layers = _layers(parameters)
+    h, caches, added = advance(parameters, layers, newest, place, pad, state.caches, cross, settings.heads)
+    state = dataclasses.replace(state, caches=caches)
+    return _note(shared, rows, state, read_out(parameters, h[:, 0]), settings), jax.tree.map(lambda x: x[:, 0], added)
+
+
+def _layers(parameters: Parameters) -> list[Parameters]:
+    return [parameters["layers"][index] for index in sorted(parameters["layers"])]
+
+
+def _note(shared: Any, rows: Any, state: Going, logits: Array, settings: LoopSettings, *, first: bool = False) -> Going:
+    """Add the next token to every row that has not ended."""
+    generation, begin = settings.generation, rows[1].shape[1]
+    chosen, gained = _chosen(shared, rows, state, logits, settings, first)
+    chosen = jnp.where(state.finished, generation.end, chosen)
+    gained = jnp.where(state.finished, 0.0, gained)
+    put = lambda table, column: jax.lax.dynamic_update_slice_in_dim(table, column[:, None], begin + state.count, axis=1)
+    latest = state.latest
+    if generation.first_timestamp is not None:
+        latest = jnp.where(~state.finished & (chosen >= generation.first_timestamp), chosen, latest)
+    return Going(
+        count=state.count + 1,
+        tokens=put(state.tokens, chosen),
+        logprobs=put(state.logprobs, gained),
+        finished=state.finished | (chosen == generation.end),
+        latest=latest,
+        caches=state.caches,
+    )
+
+
+def _chosen(
+    shared: Any, rows: Any, state: Going, logits: Array, settings: LoopSettings, first: bool
+) -> tuple[Array, Array]:
+    """Return the next token of every row, and its log-probability."""
+    (_, temperature), (_, prompts, _, keys) = shared, rows
+    generation, begin, wide = settings.generation, prompts.shape[1], state.logprobs.dtype
+    vocabulary = logits.shape[-1]
+    mask = rules.forbidden(vocabulary, generation.suppress, wide)
+    if settings.forced:
+        mask = mask + rules.forbidden(vocabulary, [generation.end], wide)
+    if first:
+        mask = mask + rules.forbidden(vocabulary, generation.suppress_first, wide)
+    # Fused with what follows, the product with 51,864 rows runs eight times slower on a CPU.
+    scores = jax.lax.optimization_barrier(logits).astype(wide) + mask
+    if settings.timestamps and generation.first_timestamp is not None:
+        if generation.no_timestamps is not None:
+            scores = scores.at[:, generation.no_timestamps].set(-jnp.inf)
+        count, tokens = state.count, state.tokens
+        generated = lambda back: jnp.where(count >= back, tokens[:, begin + count - back], rules.NONE)
+        keep = functools.partial(
+            rules.keep_timestamps,
+            first=generation.first_timestamp,
+            end=generation.end,
+            initial_limit=settings.initial_limit,
+        )
+        scores = jax.vmap(keep)(scores, generated(1), generated(2), state.latest)
+    if settings.drawn:
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.count)
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, (vocabulary,), wide))(step_keys)
+        chosen = jnp.argmax(scores / temperature.astype(wide) + noise, axis=-1).astype(jnp.int32)
+    else:
+        chosen = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    # Relative to the chosen token: of a token that is nearly certain, no digits are lost.
+    gained = -jax.nn.logsumexp(scores - jnp.take_along_axis(scores, chosen[:, None], axis=1), axis=-1)
+    return chosen, gained
 
 
 def language_probabilities(

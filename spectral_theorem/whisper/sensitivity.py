@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from . import blocks
+from .blocks import Parameters
 from .tokenfactors import (
     AttentionFactors,
     NormFactors,
@@ -34,6 +35,7 @@ __all__ = [
     "Part",
     "TokenFactors",
     "at_token",
+    "kernels_for_rows",
     "propagators",
     "pull",
     "push",
@@ -71,15 +73,28 @@ def with_rows_in_mind(f: TokenFactors) -> TokenFactors:
     A processor repacks a kernel at every product, which for few rows is most of the work, and reads it faster along
     the axis that is summed over. Worth its memory where many products follow.
     """
-    parameters: dict[str, Any] = {name: dict(inside) for name, inside in f.parameters.items()}
-    place = lambda path: functools.reduce(lambda tree, name: tree[name], path, parameters)
+    mixing = {
+        name: a if a.mixing is None else dataclasses.replace(a, turned=_swapped(a.mixing))
+        for name, a in (("own", f.own), ("cross", f.cross))
+    }
+    return dataclasses.replace(f, parameters=kernels_for_rows(f.parameters), **mixing)
+
+
+def kernels_for_rows(parameters: Parameters) -> Parameters:
+    """Return a block's parameters with a transposed copy beside every kernel that rows meet; those that have one stay.
+
+    Parameters
+    ----------
+    parameters : of one decoder block.
+    """
+    if "turned" in parameters["fc1"]:
+        return parameters
+    found: dict[str, Any] = {name: dict(inside) for name, inside in parameters.items()}
+    place = lambda path: functools.reduce(lambda tree, name: tree[name], path, found)
     turned = _transposed([place(path)["kernel"] for path in _MET_BY_ROWS])
     for path, kernel in zip(_MET_BY_ROWS, turned, strict=True):
         place(path[:-1])[path[-1]] = {**place(path), "turned": kernel}
-    mixing = {
-        name: dataclasses.replace(a, turned=_swapped(a.mixing)) for name, a in (("own", f.own), ("cross", f.cross))
-    }
-    return dataclasses.replace(f, parameters=parameters, **mixing)
+    return found
 
 
 _MET_BY_ROWS = (
@@ -99,9 +114,29 @@ def _after(parameters: Any, x: Any) -> Any:
 
 def _mixed(attention: AttentionFactors, q: Any) -> Any:
     """Return what queries of every head become, (T, b, H, i)."""
+    if attention.frames is not None:
+        f, rows = attention.frames, jnp.moveaxis(q, 2, 0)  # (H, T, b, i)
+        moved = _rows_times(rows, jnp.swapaxes(f.keys, 1, 2)) * f.weights[:, :, None]
+        out = _rows_times(moved, f.values) - moved.sum(-1, keepdims=True) * f.output[:, :, None]
+        return jnp.moveaxis(out, 0, 2)
     if attention.turned is None:
         return _sum("thij,tbhj->tbhi", attention.mixing, q)
     return _sum("thji,tbhj->tbhi", attention.turned, q)
+
+
+def _mixed_back(attention: AttentionFactors, z: Any) -> Any:
+    """Apply the transpose of `_mixed`."""
+    if attention.frames is None:
+        return _sum("thij,tbhi->tbhj", attention.mixing, z)
+    f, rows = attention.frames, jnp.moveaxis(z, 2, 0)
+    seen = _rows_times(rows, jnp.swapaxes(f.values, 1, 2)) - (rows * f.output[:, :, None]).sum(-1, keepdims=True)
+    return jnp.moveaxis(_rows_times(seen * f.weights[:, :, None], f.keys), 0, 2)
+
+
+def _rows_times(x: Any, y: Any) -> Any:
+    """Multiply (H, T, b, n) by (H, n, m): rows of all tokens share one product per head."""
+    heads, tokens, many, n = x.shape
+    return _matmul(x.reshape(heads, tokens * many, n), y).reshape(heads, tokens, many, -1)
 
 
 def _norm_push(norm: NormFactors, gain: Any, x: Any) -> Any:
@@ -135,7 +170,7 @@ def _push_own(f: TokenFactors, x: Any) -> Any:
 def _pull_own(f: TokenFactors, y: Any) -> Any:
     a, p = f.own, f.parameters["self_attn"]
     z = _heads(_matmul(y, p["out_proj"]["kernel"].T), a)
-    q = _sum("thij,tbhi->tbhj", a.mixing, z) * _query_scale(a)
+    q = _mixed_back(a, z) * _query_scale(a)
     v = z * a.weight[:, None, :, None]
     back = sum(_matmul(_flat(r), p[n]["kernel"].T) for r, n in ((q, "q_proj"), (v, "v_proj")))
     back = back + _sum("tbh,thd->tbd", _sum("thi,tbhi->tbh", a.spread, z), a.key)
@@ -152,7 +187,7 @@ def _push_cross(f: TokenFactors, x: Any) -> Any:
 def _pull_cross(f: TokenFactors, y: Any) -> Any:
     a, p = f.cross, f.parameters["encoder_attn"]
     z = _heads(_matmul(y, p["out_proj"]["kernel"].T), a)
-    q = _sum("thij,tbhi->tbhj", a.mixing, z) * _query_scale(a)
+    q = _mixed_back(a, z) * _query_scale(a)
     back = _matmul(_flat(q), p["q_proj"]["kernel"].T)
     return y + _norm_pull(f.norms[1], f.parameters["encoder_attn_layer_norm"]["scale"], back)
 

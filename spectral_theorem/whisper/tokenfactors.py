@@ -43,6 +43,7 @@ class AttentionFactors:
     spread : (T, H, i)  weight times :math:`V_t - o`.
     key : (T, H, D)  :math:`W_K^{h\top} q_h`, for the scaled query.
     turned : (T, H, i, i), optional  `mixing` with its last axes swapped, for `with_rows_in_mind`.
+    frames : `Frames` in place of `mixing`, which is None then; for few products.
     """
 
     mixing: Any
@@ -51,6 +52,22 @@ class AttentionFactors:
     spread: Any
     key: Any
     turned: Any = None
+    frames: Any = None
+
+
+@container
+class Frames:
+    r"""Hold what an attention looks at, so that products with :math:`\sum_j p_j (V_j-o) K_j^\top` go through it.
+
+    Attributes
+    ----------
+    weights : (H, T, m)  p. keys, values : (H, m, i). output : (H, T, i)  o.
+    """
+
+    weights: Any
+    keys: Any
+    values: Any
+    output: Any
 
 
 @container
@@ -160,29 +177,50 @@ def _crossing(parameters: Parameters, c: Float[Array, "frames width"], heads: in
     return jnp.swapaxes(k, 0, 1), v, jnp.swapaxes(v, 0, 1), jnp.transpose(v, (1, 2, 0))
 
 
-@jax.jit
-def _block_factors(
-    parameters: Parameters, x: Float[Array, "n width"], positions: Int[Array, " T"], crossing: tuple[Array, ...]
+def block_factors(
+    parameters: Parameters,
+    x: Float[Array, "n width"],
+    positions: Int[Array, " T"],
+    crossing: tuple[Array, ...],
+    past: tuple[Array, Array, Int[Array, " n"]] | None = None,
+    *,
+    few: bool = False,
 ) -> tuple[Float[Array, "n width"], TokenFactors]:
-    """Run one block over the sequence, and return its output and its factors at the positions, without parameters."""
+    """Run one block over rows, and return its output and its factors at some of them, without parameters.
+
+    Parameters
+    ----------
+    parameters : of the block.
+    x : (n, D)  residual stream before it.
+    positions : (T,)  rows whose factors are wanted.
+    crossing : cross-attention's keys (H, F, i), and its values as (F, H, i), (H, F, i) and (H, i, F).
+    past : self-attention's keys and values (m, H, i) of all places, those of the rows among them, and the place of
+        every row; by default the rows are all there is, in order.
+    few : whether so few products follow that forming `mixing` would cost more than it spares.
+    """
     k, values, v, turned = crossing
     heads = k.shape[0]
     at = lambda tree: jax.tree.map(lambda leaf: leaf[positions], tree)
+    places = positions if past is None else past[2][positions]
 
     first, y = _normalised(parameters["self_attn_layer_norm"], x)
     attention = parameters["self_attn"]
-    q, (own_k, own_v) = blocks.queries(attention, y, heads), blocks.keys_values(attention, y, heads)
-    seen = jnp.tri(x.shape[0], dtype=bool)[:, None]
+    q = blocks.queries(attention, y, heads)
+    own_k, own_v = blocks.keys_values(attention, y, heads) if past is None else past[:2]
+    until = jnp.arange(x.shape[0]) if past is None else past[2]
+    seen = (jnp.arange(own_k.shape[0]) <= until[:, None])[:, None]
     p = blocks.softmax(jnp.where(seen, _sum("nhi,jhi->nhj", q, own_k), -jnp.inf))
     out = _sum("nhj,jhi->nhi", p, own_v)
     x = x + blocks.linear(attention["out_proj"], _flat(out))
     own_q, own_p, own_out = at((q, p, out))
-    weight = jnp.take_along_axis(own_p, positions[:, None, None], axis=2)[:, :, 0]
+    weight = jnp.take_along_axis(own_p, places[:, None, None], axis=2)[:, :, 0]
+    by_head = lambda x: jnp.swapaxes(x, 0, 1)
     own = AttentionFactors(
-        mixing=_sum("thj,tjha,jhb->thab", own_p, own_v - own_out[:, None], own_k),
+        mixing=None if few else _sum("thj,tjha,jhb->thab", own_p, own_v - own_out[:, None], own_k),
+        frames=Frames(*map(by_head, (own_p, own_k, own_v, own_out))) if few else None,
         query=own_q,
         weight=weight,
-        spread=weight[:, :, None] * (own_v[positions] - own_out),
+        spread=weight[:, :, None] * (own_v[places] - own_out),
         key=_looked_for(attention, own_q),
     )
 
@@ -202,7 +240,8 @@ def _block_factors(
         return jax.lax.map(of_token, (p, o), batch_size=min(_TOKENS_AT_ONCE, p.shape[0]))
 
     cross = AttentionFactors(
-        mixing=jnp.swapaxes(jax.lax.map(mixing, (p, turned, k, jnp.swapaxes(out, 0, 1))), 0, 1),
+        mixing=None if few else by_head(jax.lax.map(mixing, (p, turned, k, by_head(out)))),
+        frames=Frames(p, k, v, by_head(out)) if few else None,
         query=q,
         weight=jnp.zeros_like(weight),
         spread=jnp.zeros_like(out),
@@ -224,6 +263,9 @@ def _block_factors(
         output=out,
         state=at(x),
     )
+
+
+_block_factors = jax.jit(block_factors)
 
 
 def _looked_for(parameters: Parameters, q: Float[Array, "T heads size"]) -> Float[Array, "T heads width"]:

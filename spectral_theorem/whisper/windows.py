@@ -52,7 +52,7 @@ def encode_audio(model: WhisperModel, audio: Audio) -> tuple[Float[Array, "frame
     -----
     The spectrogram is computed in float64 when JAX's 64-bit mode is on, whatever the model's dtype.
     """
-    samples = _samples(audio)
+    samples = read_samples(audio)
     window = model.dims.window_samples
     if samples.size > window:
         refuse(
@@ -147,7 +147,7 @@ def transcribe_many(
         refuse(f"temperatures={options.temperatures} without a key", "a PRNG key", "key=jax.random.key(0)")
     if keys is not None and len(keys) != len(clips):
         refuse(f"{len(keys)} keys for {len(clips)} clips", "one per clip", "jax.random.split(key, len(clips))")
-    return _Job(model, [_samples(clip) for clip in clips], options, keys, batch, mesh).run()
+    return _Job(model, [read_samples(clip) for clip in clips], options, keys, batch, mesh).run()
 
 
 @dataclasses.dataclass
@@ -380,8 +380,14 @@ class _Encoder:
         return encode(parameters, mel, heads=self.heads)
 
 
-def _samples(audio: Audio) -> np.ndarray:
-    """Read what a user passed as audio, or refuse it."""
+def read_samples(audio: Audio) -> np.ndarray:
+    """Return what a user passed as audio as samples at 16 kHz, (n,).
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, or is empty, not finite, or of another shape.
+    """
     if isinstance(audio, str | os.PathLike):
         return load_audio(Path(audio))[0]
     samples = np.asarray(audio)
