@@ -167,10 +167,10 @@ def widened(tree):
 CORRECTED = "x.mean(-1, keepdims=True) - norm.unit[:, None] * along) * norm.scale"
 BACK = "return y - y.mean(-1, keepdims=True) - norm.unit[:, None] * along"
 DENSE = "return m - m.mean(0) - unit[:, None] * (_matmul(unit, m) / unit.shape[0])"
-SEEN = "jnp.tri(x.shape[0], dtype=bool)[:, None]"
+SEEN = "jnp.arange(own_k.shape[0]) <= until[:, None]"
 PUSHED = '_sum("thij,tbhj->tbhi", attention.mixing, q)'
 TURNED = '_sum("thji,tbhj->tbhi", attention.turned, q)'
-PULLED = '_sum("thij,tbhi->tbhj", a.mixing, z) * _query_scale(a)\n    v ='
+PULLED = '_sum("thij,tbhi->tbhj", attention.mixing, z)'
 OWN_KEY = 'out = out + _sum("thd,tbd->tbh", a.key, y)[..., None] * a.spread[:, None]'
 BACK_KEY = 'back = back + _sum("tbh,thd->tbd", _sum("thi,tbhi->tbh", a.spread, z), a.key)'
 SLOPE = '_after(p["fc1"], y) * f.slope'
@@ -178,8 +178,8 @@ QUERY = '_heads(_after(p["q_proj"], y), a) * _query_scale(a)'
 MUTANTS = {
     "values are not centred": ("own_v - own_out[:, None], own_k", "own_v + 0 * own_out[:, None], own_k"),
     "cross values are not centred": ("(v - token[1][:, None])", "(v + 0 * token[1][:, None])"),
-    "later tokens are seen": (SEEN, SEEN.replace("dtype", "k=1, dtype")),
-    "the token itself is not seen": (SEEN, f"({SEEN.replace('dtype', 'k=-1, dtype')} | (jnp.arange(x.shape[0]) == 0))"),
+    "later tokens are seen": (SEEN, SEEN + " + 1"),
+    "the token itself is not seen": (SEEN, f"({SEEN.replace('<=', '<')}) | (jnp.arange(own_k.shape[0]) == 0)"),
     "LayerNorm without its correction, forward": (CORRECTED, CORRECTED.replace("- norm.unit", "- 0 * norm.unit")),
     "LayerNorm without its correction, backward": (BACK, "return y - y.mean(-1, keepdims=True)"),
     "LayerNorm without its correction, dense": (DENSE, "return m - m.mean(0)"),
