@@ -159,6 +159,7 @@ def test_the_chain_ends_with_the_last_step_asked_for(measured):
     assert repr(t.text) in text and "in sequence" in text and "H1 stability" in text
 
 
+@pytest.mark.exhaustive
 def test_float32_holds_to_its_own_rounding():
     """On the model of the docstring, whose programs the suite compiles anyway."""
     dims = dataclasses.replace(TALKING, vocabulary=6, positions=9, decoder_layers=2, decoder_hidden=8)

@@ -79,6 +79,7 @@ def test_conditions_and_bounds_carry_over(shape):
     assert codes == 0
 
 
+@pytest.mark.exhaustive
 def test_in_float32_what_rounds_is_small():
     found = apart(MODULE, SHAPES[0], "float32")
     assert max(value for name, value in found.items() if name not in ("code", "value")) < 2e-3, found
