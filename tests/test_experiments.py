@@ -37,7 +37,8 @@ def test_an_experiment_states_its_claim_and_runs_small(path, request, monkeypatc
     found = load(path)
     assert found.kind in KINDS and found.statement.endswith(".") and len(found.statement) > 20
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST
-    records = found.run(found.config())
+    beside = {"key": "0", "cell": 0} | dataclasses.asdict(found.config())  # as in the table of a sweep
+    records = [beside | row for row in found.run(found.config())]
     _, sentence = judged(found, records)
     assert any(character.isdigit() for character in sentence), "a verdict carries its number"
     if found.figure is not None and path.is_relative_to(NEEDS_SHARED):

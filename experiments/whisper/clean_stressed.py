@@ -56,9 +56,8 @@ def run(config: Config) -> list[dict[str, Any]]:
 def verdict(records: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """Judge the claim by a test that exchanges conditions, and by both intervals, averaged over layers."""
     rows = [row for row in records if (row["component"], row["quantity"]) == (COMPONENT, QUANTITY)]
-    mean = {
-        name: float(np.mean([row[name] for row in rows])) for name in rows[0] if name not in ("component", "quantity")
-    }
+    wanted = ("change", "low", "high", "alike", "alike_low", "alike_high", "detectable")
+    mean = {name: float(np.mean([row[name] for row in rows])) for name in wanted}
     least = min(row["p_corrected"] for row in rows)
     sentence = (
         f"N_eff of cross-attention changes by {mean['change']:.3g} [{mean['low']:.3g}, {mean['high']:.3g}] %, with "
